@@ -1,0 +1,221 @@
+"""LLaMA 3.1, written out: embeddings in, hidden states and logits out.
+
+A decoder-only transformer (Touvron et al. 2023; Dubey et al. 2024, section 3.2). Each block adds two things
+to a residual stream: attention over the past (grouped-query, rotary positions) and a gated feed-forward
+(SwiGLU), each behind an RMSNorm. LLaMA 3.1 differs from LLaMA 3 by its rotary frequencies alone: the slow
+ones are slowed further so that 8,192 trained positions stretch to 131,072.
+
+Module names are those of Hugging Face checkpoints (`layers.0.self_attn.q_proj`), so weights.py maps by name.
+
+Shapes: batch, time (new positions), past + time = n_keys, dim = n_heads * head_dim.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """LLaMA 3.1's stretch of the rotary frequencies (`rope_type: llama3` in a checkpoint's config.json)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of one LLaMA. The defaults are LLaMA 3.1 8B's."""
+
+    vocab_size: int = 128256
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int = 8
+    head_dim: int = 128
+    ffn_dim: int = 14336
+    norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scaling: RopeScaling | None = RopeScaling()
+    max_positions: int = 131072
+    tie_embeddings: bool = False
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight, computed in fp32 whatever x is (Zhang and Sennrich 2019)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def rope_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
+    """Radians a position for each pair of a head's dimensions, fp32, shape (head_dim / 2,).
+
+    Plain RoPE (Su et al. 2021): theta ** (-2i / head_dim). LLaMA 3.1 leaves waves shorter than
+    original_max_positions / high_freq_factor alone, divides the frequency of those longer than
+    original_max_positions / low_freq_factor by `factor`, and blends in between.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    s = config.rope_scaling
+    if s is None:
+        return frequencies
+    waves = s.original_max_positions * frequencies / (2 * math.pi)  # whole turns within the trained length
+    keep = ((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+    return keep * frequencies + (1 - keep) * frequencies / s.factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (i, i + head_dim / 2) of x by its position's angle: the half-split convention.
+
+    Hugging Face checkpoints have their q and k rows permuted for this one; Meta's own files pair (2i, 2i + 1)
+    and must not be fed here. x (batch, heads, time, head_dim); cos, sin (batch or 1, 1, time, head_dim / 2).
+    """
+    a, b = x.float().chunk(2, dim=-1)  # fp32: at position 100,000 a bf16 angle is off by hundreds of radians
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the positions already read, for all layers, in buffers of a fixed size."""
+
+    def __init__(self, config: LlamaConfig, batch: int, n_positions: int, device, dtype):
+        shape = (config.n_layers, batch, config.n_kv_heads, n_positions, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # positions filled; Llama.hidden moves it once all layers have written
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v (batch, n_kv_heads, time, head_dim); give all so far, (..., past + time, ...)."""
+        end = self.length + k.shape[2]
+        assert end <= self.keys.shape[3], "the cache is full"
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows of the batch, in this order, repeats allowed (beam search, finished reports)."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023): n_heads queries share n_kv_heads keys and values."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        c = config
+        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None):
+        batch, time, _ = x.shape
+
+        def heads(y: Tensor) -> Tensor:
+            return y.view(batch, time, -1, self.config.head_dim).transpose(1, 2)
+
+        q = rotate(heads(self.q_proj(x)), *rope)  # (batch, n_heads, time, head_dim)
+        k = rotate(heads(self.k_proj(x)), *rope)  # (batch, n_kv_heads, time, head_dim)
+        v = heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, past + time, head_dim)
+        # Without a mask, either the past is empty (plain causal) or one new token may see all of it.
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and time > 1, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))  # (batch, time, dim)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, rope, mask, cache) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    """The language model. `model(ids)` gives logits; `hidden` and `logits` are its two halves, apart because
+    the vocabulary projection is the dearest layer and training wants it at the report's positions only."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (batch, time) -> logits (batch, time, vocab_size)."""
+        return self.logits(self.hidden(self.embed_tokens(ids)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., dim) -> logits (..., vocab_size)."""
+        head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
+        return F.linear(hidden, head.weight)
+
+    def hidden(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Embeddings (batch, time, dim) -> hidden states after the last norm, same shape.
+
+        padding (batch,): how many positions at the left of each row are filler (0 to time); they are never
+        attended to and do not count as positions. None where no row has any. cache: where x continues.
+        """
+        past = cache.length if cache is not None else 0
+        time, device = x.shape[1], x.device
+        slots = torch.arange(past, past + time, device=device)  # (time,) places in the row, filler included
+        positions = slots[None] if padding is None else (slots[None] - padding[:, None]).clamp(min=0)
+        angles = positions[:, None, :, None].float() * rope_frequencies(self.config, device)
+        rope = angles.cos(), angles.sin()  # (batch or 1, 1, time, head_dim / 2)
+        mask = None
+        if padding is not None or (past and time > 1):
+            mask = attention_mask(slots, past + time, padding)
+        for block in self.layers:
+            x = block(x, rope, mask, cache)
+        if cache is not None:
+            cache.length += time
+        return self.norm(x)
+
+
+def attention_mask(slots: Tensor, n_keys: int, padding: Tensor | None) -> Tensor:
+    """True where a query may look: (batch or 1, 1, time, n_keys). slots (time,): the queries' places."""
+    keys, queries = torch.arange(n_keys, device=slots.device), slots[:, None]
+    mask = (keys <= queries)[None, None]  # (1, 1, time, n_keys)
+    if padding is not None:
+        # A filler sees itself, so that no row of the softmax is empty (an empty one is NaN).
+        mask = mask & (keys >= padding[:, None, None, None]) | (keys == queries)
+    return mask

@@ -1,0 +1,42 @@
+"""The bridge from seeing to writing: a view's feature grid becomes soft tokens.
+
+DenseNet leaves a grid of places, each with a vector of features. Each place becomes one vector in the language
+model's embedding space, a "soft token", which stands in the prompt as a word would. Two learned
+linear layers do it (as in LLaVA-1.5, Liu et al. 2023), and a learned vector for each view and place says
+where the place is: the side and the height in the lung must survive, since the report names them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """LayerNorm, linear, GELU, linear, + an embedding for each (view, place).
+
+    in_channels: features a place. dim: the language model's width. grid: places a side after pooling
+    (7 keeps DenseNet's 49). token_std: the spread of the language model's own word embeddings; soft tokens
+    start with the same one, because a frozen model reads nothing out of inputs a hundred times too large.
+    """
+
+    def __init__(self, in_channels: int, dim: int, grid: int = 7, n_views: int = 2, token_std: float = 1.0):
+        super().__init__()
+        self.grid = grid
+        self.norm = nn.LayerNorm(in_channels)
+        self.fc1 = nn.Linear(in_channels, dim)
+        self.fc2 = nn.Linear(dim, dim)
+        self.place = nn.Parameter(torch.randn(n_views, grid * grid, dim) * token_std / 4)
+        # LayerNorm, then fc1's default init, then GELU leave a spread near 0.34; undo it, apply token_std.
+        nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
+        nn.init.zeros_(self.fc2.bias)
+
+    @property
+    def n_tokens(self) -> int:
+        """Soft tokens a view."""
+        return self.grid * self.grid
+
+    def forward(self, features: Tensor, view: Tensor) -> Tensor:
+        """features (n, channels, height, width) of n views, view (n,) their index -> (n, n_tokens, dim)."""
+        x = F.adaptive_avg_pool2d(features, self.grid)  # (n, channels, grid, grid)
+        x = x.flatten(2).transpose(1, 2)  # (n, n_tokens, channels), row by row
+        return self.fc2(F.gelu(self.fc1(self.norm(x)))) + self.place[view]  # (n, n_tokens, dim)
