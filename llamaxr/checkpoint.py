@@ -1,0 +1,181 @@
+"""What was trained, on disk: a run folder.
+
+    runs/NAME/
+      config.json                     every option of the run
+      metrics.jsonl, loss.png, ...    written by train.py
+      step-000400/                    one checkpoint, whole or not there at all
+        adapter_model.safetensors     LoRA, in PEFT's names and lay-out, with adapter_config.json
+        projector.safetensors
+        optimizer.safetensors         AdamW's moments: only needed to resume
+        state.json                    step, validation loss, what the optimiser knows besides
+
+A checkpoint is written to a temporary folder and renamed, so a crash leaves the old ones and no half one.
+Two are kept: the last (to resume) and the best on validation (to use). The base's weights are never saved.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .errors import UserError
+from .lora import LoRALinear
+from .model import LlamaXR
+
+VERSION = 1  # of the folder's format; raise it when an older reader would misread a newer folder
+PEFT_PREFIX = "base_model.model.model."
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON under a temporary name and rename it into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def adapter_tensors(model: LlamaXR) -> dict[str, torch.Tensor]:
+    """LoRA's matrices by PEFT's names; the tensors are the model's own, not copies."""
+    return {
+        f"{PEFT_PREFIX}{name}.{matrix}.weight": getattr(layer, matrix).data
+        for name, layer in model.llama.named_modules()
+        if isinstance(layer, LoRALinear)
+        for matrix in ("lora_A", "lora_B")
+    }
+
+
+def save(run: Path, model: LlamaXR, options: dict, step: int, val_loss: float, optimizer=None) -> Path:
+    """Write run/step-NNNNNN and drop those that are neither last nor best. Gives the new folder."""
+    final = run / f"step-{step:06d}"
+    folder = final.with_name(final.name + ".tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        save_file(_on_cpu(adapter_tensors(model)), folder / "adapter_model.safetensors")
+        save_file(_on_cpu(model.projector.state_dict()), folder / "projector.safetensors")
+        write_json(folder / "adapter_config.json", _peft_config(options))
+        if optimizer is not None:
+            save_file(_moments(model, optimizer), folder / "optimizer.safetensors")
+        write_json(folder / "state.json", {"version": VERSION, "step": step, "val_loss": val_loss})
+    except SafetensorError as error:  # its own words for a full disk
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"{folder} could not be written ({error}); free some space, then train with --resume") from None
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)  # a resumed run may come by the same step again
+    os.replace(folder, final)
+    states = _states(run)
+    keep = {max(states), min(states, key=lambda s: (states[s], -s))}
+    for old in states.keys() - keep:
+        shutil.rmtree(run / f"step-{old:06d}")
+    return final
+
+
+def best(run: Path) -> Path:
+    """The checkpoint to use: lowest validation loss, the later of equals. UserError if there is none."""
+    states = _states(run)
+    return run / f"step-{min(states, key=lambda s: (states[s], -s)):06d}"
+
+
+def last(run: Path) -> Path:
+    """The checkpoint to resume from. UserError if there is none."""
+    return run / f"step-{max(_states(run)):06d}"
+
+
+def read_config(run: Path) -> dict:
+    """A run's config.json. UserError where the folder is no run."""
+    if not run.is_dir():
+        raise UserError(f"the run folder {run} does not exist; name one under runs/, or train first")
+    return _read_json(run / "config.json")
+
+
+def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
+    """Load a checkpoint into the model (and the optimiser); gives state.json. UserError if it does not fit."""
+    state = _read_json(folder / "state.json")
+    if state.get("version") != VERSION:
+        raise UserError(f"{folder} has format {state.get('version')}, this program reads {VERSION}; use its own program")
+    try:
+        _fill(adapter_tensors(model), folder / "adapter_model.safetensors")
+        _fill(model.projector.state_dict(), folder / "projector.safetensors")
+        if optimizer is not None:
+            path = folder / "optimizer.safetensors"
+            if not path.is_file():
+                raise UserError(f"{folder} has no optimizer.safetensors, so it cannot be resumed; train anew")
+            moments = load_file(path)
+            for name, parameter in _trainable(model).items():
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(state["step"])),
+                    "exp_avg": moments[f"{name}.exp_avg"].to(parameter.device),
+                    "exp_avg_sq": moments[f"{name}.exp_avg_sq"].to(parameter.device),
+                }
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"the checkpoint {folder} is damaged or incomplete ({error}); use another run") from None
+    return state
+
+
+def _fill(parameters: dict[str, torch.Tensor], path: Path) -> None:
+    tensors = load_file(path)
+    if tensors.keys() != parameters.keys():
+        odd = sorted(tensors.keys() ^ parameters.keys())[0]
+        raise UserError(f"{path} does not fit the model (first difference: {odd}); was it trained on another base?")
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
+            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(parameters[name].shape)}")
+        parameters[name].copy_(tensor)
+
+
+def _trainable(model: LlamaXR) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _moments(model: LlamaXR, optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's two moments a parameter; zeros where it has not stepped yet."""
+    tensors = {}
+    for name, parameter in _trainable(model).items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            value = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+            tensors[f"{name}.{moment}"] = value.cpu()
+    return tensors
+
+
+def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _peft_config(options: dict) -> dict:
+    """adapter_config.json as peft reads it."""
+    from .lora import TARGETS
+
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(options.get("base")),
+        "r": options["rank"],
+        "lora_alpha": options["lora_alpha"],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(TARGETS),
+    }
+
+
+def _states(run: Path) -> dict[int, float]:
+    """step -> validation loss of the whole checkpoints of a run. UserError if there is none."""
+    folders = [f for f in run.glob("step-*") if f.is_dir() and f.suffix != ".tmp"]
+    states = {s["step"]: s["val_loss"] for s in (_read_json(f / "state.json") for f in folders)}
+    if not states:
+        raise UserError(f"{run} holds no checkpoint yet; train longer, or name another run")
+    return states
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); name another run, or train again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (no JSON object); name another run, or train again")
+    return value

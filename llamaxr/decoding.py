@@ -1,0 +1,118 @@
+"""Writing: from a batch of prompts to report tokens, one step at a time.
+
+All of it rests on one fact: the keys and values of what was read do not change, so each step feeds one new
+token a row and looks the rest up in the cache. `stream` is greedy or sampled and yields tokens as they
+come; `beam_search` keeps several beginnings of each report and gives the best whole one.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .llama import KVCache, Llama
+
+
+@torch.inference_mode()
+def stream(
+    llama: Llama,
+    x: Tensor,
+    padding: Tensor | None,
+    eos_ids: tuple[int, ...],
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[list[int | None]]:
+    """Yield, a step, each row's next token, or None for a row that has ended (EOS itself is not yielded).
+
+    x (batch, time, dim): embedded prompts, filler at the left by `padding` (batch,). temperature 0 is greedy;
+    above, tokens are drawn from the smallest set that holds probability top_p (Holtzman et al. 2020), with
+    `generator` on x's device. Ends when all rows have, or after max_tokens.
+    """
+    batch, time, _ = x.shape
+    cache = KVCache(llama.config, batch, time + max_tokens, x.device, x.dtype)
+    eos = torch.tensor(eos_ids, device=x.device)
+    ended = torch.zeros(batch, dtype=torch.bool, device=x.device)
+    for _ in range(max_tokens):
+        logits = llama.logits(llama.hidden(x, padding, cache)[:, -1]).float()  # (batch, vocab)
+        tokens = logits.argmax(-1) if temperature == 0 else sample(logits, temperature, top_p, generator)
+        ended |= torch.isin(tokens, eos)
+        if ended.all():
+            return
+        yield [None if done else token for token, done in zip(tokens.tolist(), ended.tolist(), strict=True)]
+        x = llama.embed_tokens(tokens)[:, None]  # (batch, 1, dim)
+
+
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """Draw a token a row from softmax(logits / temperature) cut to its nucleus. (batch, vocab) -> (batch,)."""
+    probs, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+    before = probs.cumsum(-1) - probs  # probability ahead of each token; the first is always kept
+    probs = probs.masked_fill(before >= top_p, 0.0)
+    return order.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
+
+
+def generate(llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, **how):
+    """`stream` to its end: the tokens of each row, as lists without EOS."""
+    rows: list[list[int]] = [[] for _ in range(x.shape[0])]
+    for step in stream(llama, x, padding, eos_ids, max_tokens, **how):
+        for row, token in zip(rows, step, strict=True):
+            if token is not None:
+                row.append(token)
+    return rows
+
+
+@torch.inference_mode()
+def beam_search(
+    llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, n_beams: int
+) -> list[list[int]]:
+    """The report of highest mean log-probability a token that n_beams beginnings lead to; a list a row.
+
+    Shapes: x (batch, time, dim). Each step every beam offers its best 2 * n_beams continuations; of all, the
+    best n_beams that have not ended go on, and those that ended are kept with their score. A row is done when
+    n_beams reports have ended and no beam that goes on has a better score already.
+    """
+    batch, time, _ = x.shape
+    device, vocab = x.device, llama.config.vocab_size
+    cache = KVCache(llama.config, batch, time + max_tokens, device, x.dtype)
+    logits = llama.logits(llama.hidden(x, padding, cache)[:, -1])  # (batch, vocab)
+    first = torch.arange(batch, device=device)[:, None] * n_beams
+    cache.select(torch.arange(batch, device=device).repeat_interleave(n_beams))
+    if padding is not None:
+        padding = padding.repeat_interleave(n_beams)
+    logits = logits.repeat_interleave(n_beams, 0)  # (batch * n_beams, vocab)
+    scores = torch.full((batch, n_beams), -torch.inf, device=device)
+    scores[:, 0] = 0.0  # all beams are equal at first: let one alone speak
+    texts: list[list[int]] = [[] for _ in range(batch * n_beams)]
+    ended: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+    for step in range(1, max_tokens + 1):
+        log_probs = logits.float().log_softmax(-1).view(batch, n_beams, vocab)
+        total = (scores[:, :, None] + log_probs).flatten(1)  # (batch, n_beams * vocab)
+        best, index = total.topk(min(2 * n_beams, total.shape[1]), dim=-1)
+        chosen, tokens = [], []
+        for row in range(batch):
+            going: list[tuple[float, int, int]] = []
+            for score, i in zip(best[row].tolist(), index[row].tolist(), strict=True):
+                beam, token = row * n_beams + i // vocab, i % vocab
+                if token in eos_ids:
+                    ended[row].append((score / step, texts[beam]))
+                elif len(going) < n_beams:
+                    going.append((score, beam, token))
+            while len(going) < n_beams:  # fewer continuations than beams: idle ones that cannot win
+                going.append((-torch.inf, row * n_beams, 0))
+            ended[row] = sorted(ended[row], key=lambda e: -e[0])[:n_beams]
+            scores[row] = torch.tensor([g[0] for g in going], device=device)
+            chosen += [g[1] for g in going]
+            tokens += [g[2] for g in going]
+        texts = [[*texts[beam], token] for beam, token in zip(chosen, tokens, strict=True)]
+        leading = (scores[:, 0] / step).tolist()
+        if step == max_tokens or all(
+            len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(ended, leading, strict=True)
+        ):
+            break
+        cache.select(torch.tensor(chosen, device=device))
+        new = llama.embed_tokens(torch.tensor(tokens, device=device))[:, None]  # (batch * n_beams, 1, dim)
+        logits = llama.logits(llama.hidden(new, padding, cache)[:, -1])
+    for row in range(batch):  # reports that were cut off compete with those that ended
+        ended[row].append((leading[row], texts[int(first[row])]))
+    return [max(e, key=lambda candidate: candidate[0])[1] for e in ended]
