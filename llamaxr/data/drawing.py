@@ -1,0 +1,341 @@
+"""The films of a phantom: a frontal and a lateral chest radiograph, drawn from a list of findings.
+
+A film is a sum of densities (0 air, 1 metal) on a canvas in units of the image's width: x from -0.5 to
+0.5, y from 0 at the top to 1. It is drawn upright and symmetric, then posed (shift, scale, tilt) and
+exposed. As radiologists hang films, the patient's right is on the image's left: right is x < 0. On the
+lateral view the patient looks to the left.
+"""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from ..metrics.findings import FINDINGS
+
+MARGIN = 0.08  # canvas beyond each edge of the film, for the pose to move in
+SIGN = {"right": -1, "left": 1}
+ZONE_Y = {"upper": 0.27, "mid": 0.45, "lower": 0.62}
+ZONE_X = {"upper": 0.19, "mid": 0.23, "lower": 0.25}  # distance from the midline
+ZONE_DEPTH = {"upper": 0.02, "mid": -0.08, "lower": 0.12}  # x on the lateral view
+
+
+@dataclass(frozen=True)
+class Finding:
+    """name: of FINDINGS. side: left, right, bilateral or None. zone: upper, mid, lower or None.
+
+    A device is told by its side: a pacemaker left, a venous catheter right, sternotomy wires None.
+    """
+
+    name: str
+    side: str | None = None
+    zone: str | None = None
+
+
+class _Film:
+    """A canvas of densities, float32 (n, n), and the pens to draw on it; lengths in image widths."""
+
+    def __init__(self, size: int):
+        self.size, self.n = size, round(size * (1 + 2 * MARGIN))
+        axis = ((np.arange(self.n) + 0.5) / size - MARGIN).astype(np.float32)
+        self.x, self.y = axis[None, :] - np.float32(0.5), axis[:, None]      # (1, n), (n, 1)
+        self.density = np.zeros((self.n, self.n), np.float32)
+
+    def ellipse(self, x, y, rx, ry, amount, edge=0.2, tilt=0.0, inside=None, at_least=False):
+        """Add an ellipse whose rim fades over `edge` radii; at_least: raise to `amount`, not by it."""
+        reach = max(rx, ry) * (1 + edge)
+        rows, cols = (slice(*(min(max(round((c - reach + MARGIN) * self.size), 0), self.n),
+                              min(max(round((c + reach + MARGIN) * self.size) + 1, 0), self.n)))
+                      for c in (y, x + 0.5))
+        dx, dy = self.x[:, cols] - np.float32(x), self.y[rows] - np.float32(y)
+        c, s = np.float32(math.cos(tilt)), np.float32(math.sin(tilt))
+        r = np.sqrt(((c * dx + s * dy) / np.float32(rx)) ** 2 + ((c * dy - s * dx) / np.float32(ry)) ** 2)
+        mask = _ramp((1 - r) / np.float32(edge))
+        if inside is not None:
+            mask *= inside[rows, cols]
+        here = self.density[rows, cols]
+        here += mask * (np.clip(amount - here, 0, None) if at_least else np.float32(amount))
+
+    def strokes(self, lines, blur, inside=None):
+        """Add lines: each ([(x, y), ...], width, density), blurred by `blur` pixels of a 224-pixel film."""
+        image = Image.new("L", (self.n, self.n))
+        pen = ImageDraw.Draw(image)
+        for points, width, amount in lines:
+            pen.line([((x + 0.5 + MARGIN) * self.size, (y + MARGIN) * self.size) for x, y in points],
+                     fill=round(255 * amount), width=max(1, round(width * self.size)), joint="curve")
+        ink = np.asarray(image.filter(ImageFilter.BoxBlur(blur * self.size / 224))).astype(np.float32) / 255
+        self.density += ink if inside is None else ink * inside
+
+    def raise_to(self, amount, mask):
+        """Let `mask` (n, n) bring every density up to `amount`, as a solid organ does."""
+        self.density += mask * np.clip(np.float32(amount) - self.density, 0, None)
+
+    def expose(self, pose, rng) -> np.ndarray:
+        """The film as taken: posed, exposed, with grain; uint8 (size, size)."""
+        c, s = math.cos(pose.tilt) / pose.scale, math.sin(pose.tilt) / pose.scale
+        half, middle = self.size / 2, self.n / 2
+        dx, dy = half + pose.x * self.size, half + pose.y * self.size
+        image = Image.fromarray(self.density).transform(
+            (self.size, self.size), Image.Transform.AFFINE,
+            (c, s, middle - c * dx - s * dy, -s, c, middle + s * dx - c * dy), Image.Resampling.BILINEAR)
+        film = np.clip(np.asarray(image), 0, 1.1) ** np.float32(pose.gamma)
+        film = film * np.float32(pose.gain) + np.float32(pose.offset)
+        film += np.float32(pose.grain) * rng.standard_normal(film.shape, dtype=np.float32)
+        return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+
+
+def _ramp(t):
+    """0 below -1, 1 above 1, smooth between."""
+    t = np.clip(t * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def draw(findings: tuple[Finding, ...], rng: np.random.Generator, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
+    """The frontal and the lateral film, uint8 (size, size). The same rng draws the same body and pose
+    whatever the findings are, so two films of one rng differ by their findings alone."""
+    body_seed, findings_seed, frontal_seed, lateral_seed = rng.integers(2**32, size=4)
+    body = _body(findings, np.random.default_rng(body_seed))
+    # four numbers in [0, 1) a finding, which both views share: size, place (2), density
+    traits = {f: np.random.default_rng((findings_seed, FINDINGS.index(f.name))).random(4) for f in findings}
+    return _frontal(body, traits, np.random.default_rng(frontal_seed), size), \
+        _lateral(body, traits, np.random.default_rng(lateral_seed), size)
+
+
+def _body(findings, rng) -> SimpleNamespace:
+    """The anatomy of one patient; what a finding changes all through the film is changed here."""
+    u = rng.uniform
+    names = {f.name for f in findings}
+    body = SimpleNamespace(
+        half=u(0.33, 0.36), apex=u(0.09, 0.13), base=u(0.735, 0.775), dome=u(0.05, 0.075), air=u(0.66, 0.74),
+        heart=u(0.9, 1.08), ribs=u(0.070, 0.080), rib_slope=u(0.8, 1.2), rib_at=u(0, 0.07), rib=u(0.05, 0.08),
+        shoulder=u(-0.02, 0.02), soft=u(0.44, 0.52), breast=u(0.0, 0.10) * (u() < 0.5), aorta=u(0.026, 0.036),
+        bend=u(-0.006, 0.006), bubble=u(0.02, 0.05), clavicle=u(-0.015, 0.015), spine=u(0.09, 0.13))
+    big, bend, bend_side = u(1.38, 1.6), u(0.038, 0.055), u(-1, 1)
+    if "cardiomegaly" in names:
+        body.heart *= big
+    if "scoliosis" in names:
+        body.bend = math.copysign(bend, bend_side)
+    if "hyperinflation" in names:
+        body.base, body.dome, body.air = body.base + 0.085, body.dome * 0.25, body.air + 0.10
+        body.ribs, body.rib_slope, body.heart = body.ribs * 1.15, body.rib_slope * 0.5, body.heart * 0.93
+    return body
+
+
+def _pose(rng) -> SimpleNamespace:
+    return SimpleNamespace(
+        x=rng.normal(0, 0.015), y=rng.normal(0, 0.012), scale=rng.uniform(0.95, 1.06), tilt=rng.normal(0, 0.02),
+        gamma=rng.uniform(0.85, 1.2), gain=rng.uniform(0.88, 1.08), offset=rng.uniform(-0.01, 0.06),
+        grain=rng.uniform(0.008, 0.02))
+
+
+def _mottle(film, rng, amount):
+    """Soft uneven tissue: coarse noise, enlarged; float32 (n, n)."""
+    coarse = rng.standard_normal((14, 14), dtype=np.float32) * np.float32(amount)
+    return np.asarray(Image.fromarray(coarse).resize((film.n, film.n), Image.Resampling.BICUBIC))
+
+
+def _frontal(body, traits, rng, size) -> np.ndarray:
+    film, pose = _Film(size), _pose(rng)
+    x, y = film.x, film.y
+    ax, side = np.abs(x), np.sign(x)
+    # the body: neck, shoulders, trunk; then the lungs are taken out of it
+    edge = np.interp(y, (0, 0.06, 0.13, 0.22, 0.6, 1), (0.14, 0.2, 0.36, 0.5, 0.455, 0.46)) + body.shoulder
+    film.density += np.float32(body.soft) * _ramp((edge.astype(np.float32) - ax) / np.float32(0.02))
+    out = np.float32(0.19) + np.float32(0.4) * np.clip(y - 0.36, 0, 0.06)                  # (n, 1) lung's axis
+    across = (ax - out) / np.where(ax > out, body.half - out + 0.05 * (y - 0.36), 0.15).astype(np.float32)
+    up = np.clip(0.36 - y, 0, None) / np.float32(0.36 - body.apex)
+    r = np.sqrt(across * across + up * up)                                  # 1 on the chest wall and at the apex
+    floor = body.base + 0.02 * (side > 0) + body.dome * ((ax - 0.19) / 0.17) ** 2   # (1, n) right dome higher
+    above = _ramp((floor.astype(np.float32) - y) / np.float32(0.008))
+    lung = _ramp((1 - r) / np.float32(0.045)) * above
+    film.density *= 1 - np.float32(body.air) * lung
+    film.density += (1 - above) * (ax < edge) * np.float32(0.14) + _mottle(film, rng, 0.014)
+
+    # bones
+    spine = np.float32(body.bend) * np.sin((y - 0.1) * np.float32(2 * math.pi / 0.95)) + np.float32(0.002)
+    blocks = 0.75 + 0.25 * np.cos(y * np.float32(2 * math.pi / 0.062))
+    film.density += np.float32(body.spine) * blocks * _ramp((0.042 - np.abs(x - spine)) / np.float32(0.009))
+    cage = _ramp((body.half + 0.02 - ax) / np.float32(0.02)) * _ramp((0.9 - y) / np.float32(0.05)) \
+        * _ramp((y - 0.08) / np.float32(0.03)) * (ax > 0.045)
+    back = (y - body.rib_at - body.rib_slope * (ax - 0.08) ** 2 * 1.5) / body.ribs
+    front = (y - body.rib_at - 0.02 + body.rib_slope * 0.55 * (ax - 0.1)) / (body.ribs * 1.1)
+    for phase, weight in ((back, 1.0), (front, 0.55)):
+        wave = np.cos(phase.astype(np.float32) * np.float32(2 * math.pi))
+        film.density += np.float32(body.rib * weight) * cage * _ramp((wave - 0.35) * 3)
+    c = 0.135 + body.clavicle
+    film.strokes([([(s * 0.035, c + 0.05), (s * 0.12, c + 0.025), (s * 0.22, c), (s * 0.38, c - 0.035)], 0.022, 0.14)
+                  for s in (-1, 1)], 2)
+
+    # heart, great vessels, airways, lung markings
+    for s in (-1, 1):
+        film.ellipse(s * 0.085, 0.45, 0.035, 0.06, 0.16, edge=0.9)                             # hilum
+    h = body.heart
+    film.raise_to(0.56, _ramp((0.055 - ax) / np.float32(0.012)) * _ramp((y - 0.1) / np.float32(0.08)))
+    film.ellipse(0.055, 0.335, body.aorta, body.aorta * 1.2, 0.56, edge=0.35, at_least=True)
+    film.ellipse(0.045 + 0.035 * (h - 1), 0.62, 0.15 * h, 0.115 * h ** 0.6, 0.60, 0.09, 0.45, at_least=True)
+    film.ellipse(-0.025, 0.61, 0.065 * h, 0.11, 0.58, edge=0.12, at_least=True)                # right atrium
+    air = [([(0.0, 0.0), (0.004, 0.2), (0.0, 0.385)], 0.03, 0.14),
+           ([(0.0, 0.38), (-0.05, 0.43)], 0.018, 0.1), ([(0.0, 0.38), (0.065, 0.44)], 0.018, 0.1)]
+    film.density *= -1                                                                         # air takes away
+    film.strokes(air, 2)
+    film.density *= -1
+    film.ellipse(0.16, body.base + 0.075, 0.07, body.bubble, -0.25, edge=0.4)                  # gas in the stomach
+    for s in (-1, 1):
+        film.ellipse(s * 0.22, 0.68, 0.16, 0.13, body.breast, edge=0.25)
+
+    held = lung                                                     # where lung, and so its vessels, still is
+    for finding, t in traits.items():
+        if finding.name == "pneumothorax":
+            held = _collapse(film, finding, t, lung, r)
+    film.strokes(_vessels(rng), 0.8, held)
+
+    for finding, t in traits.items():
+        sides = (-1, 1) if finding.side == "bilateral" else (SIGN.get(finding.side, 0),)
+        for s in sides:
+            if finding.name == "effusion":
+                level = _fluid_level(body, t, s) - 0.07 * (np.clip(ax - 0.15, 0, None) / 0.2) ** 2
+                film.raise_to(0.60, lung * (x * s > 0.03) * _ramp((y - level.astype(np.float32)) / np.float32(0.012)))
+            elif finding.name == "atelectasis":
+                low = min([body.base] + [_fluid_level(body, v, s) for f, v in traits.items()
+                                         if f.name == "effusion" and f.side in (finding.side, "bilateral")])
+                _bands(film, s * 0.22, low - 0.045, s, t)
+            elif finding.zone:
+                px, py = s * (ZONE_X[finding.zone] + 0.06 * (t[1] - 0.5)), ZONE_Y[finding.zone] + 0.08 * (t[2] - 0.5)
+                _opacity(film, finding.name, px, py, t, lung)
+    if (device := next((f for f in traits if f.name == "device"), None)) is not None:
+        film.strokes(_frontal_device(device.side, traits[device]), 0.4)
+    return film.expose(pose, rng)
+
+
+def _fluid_level(body, t, s) -> float:
+    """y of an effusion's surface over the dome of side s."""
+    return body.base + 0.02 * (s > 0) - 0.015 - 0.06 * t[0]
+
+
+def _collapse(film, finding, t, lung, r):
+    """Darken the rim of one lung and draw its edge; returns what of the lungs is held to the wall."""
+    gone = (0.26 + 0.12 * t[0]) * np.clip((0.62 - film.y) / 0.35, 0, 1).astype(np.float32)      # (n, 1)
+    here = film.x * SIGN[finding.side] > 0
+    inner = (1 - gone) - r                                                      # above 0: still lung
+    rim = lung * here * _ramp(-inner / np.float32(0.03)) * (gone > 0.01)
+    film.density *= 1 - np.float32(0.55) * rim
+    film.density += np.float32(0.20) * lung * here * (gone > 0.02) * np.clip(1 - np.abs(inner) / np.float32(0.045), 0, 1)
+    return lung * (1 - rim)
+
+
+def _vessels(rng):
+    """Vessels that fan out from both hila, as lines for a film."""
+    lines = []
+    for s in (-1, 1):
+        for angle in np.linspace(-1.35, 1.3, 10) + rng.normal(0, 0.1, 10):
+            x, y, points = 0.075, 0.45, [(s * 0.075, 0.45)]
+            for step in range(4):
+                x, y = x + 0.055 * math.cos(angle), y + 0.07 * math.sin(angle)
+                angle += 0.12 * rng.standard_normal()
+                points.append((s * x, y))
+                lines.append((points[-2:], 0.013 - 0.003 * step, 0.11 - 0.022 * step))
+    return lines
+
+
+def _opacity(film, name, x, y, t, lung):
+    """A focal opacity in the lung: the three kinds differ in size, edge and density."""
+    if name == "nodule":
+        radius = 0.021 + 0.009 * t[0]
+        film.ellipse(x, y, radius, radius * (0.9 + 0.2 * t[3]), 0.26 + 0.06 * t[3], edge=0.3)
+    elif name == "granuloma":
+        radius = 0.0125 + 0.003 * t[0]
+        film.ellipse(x, y, radius, radius, 0.62, edge=0.2)
+    else:
+        radius = 0.055 + 0.02 * t[0]
+        for dx, dy, part in ((0, 0, 1), (0.7, 0.3, 0.7), (-0.4, -0.6, 0.7), (0.1, 0.8, 0.6)):
+            film.ellipse(x + dx * radius * (t[1] - 0.2), y + dy * radius, radius * part, radius * part * 0.9,
+                         0.17 + 0.05 * t[3], edge=0.75, inside=lung)
+
+
+def _bands(film, x, y, slope, t):
+    """Plates of collapsed lung: two thin bands above the diaphragm."""
+    y, reach = y - 0.02 * t[2], 0.055 + 0.02 * t[0]
+    film.strokes([([(x - reach, y - slope * 0.02), (x + reach, y + slope * 0.02)], 0.011, 0.32),
+                  ([(x - 0.6 * reach, y - 0.03), (x + 0.7 * reach, y - 0.03 + slope * 0.015)], 0.008, 0.24)], 0.7)
+
+
+def _frontal_device(side, t):
+    if side == "left":          # pacemaker: a can below the clavicle, a lead to the right ventricle
+        x, y = 0.27 + 0.03 * t[1], 0.23 + 0.03 * t[2]
+        return [([(x - 0.035, y), (x + 0.035, y)], 0.06, 0.6),
+                ([(x, y), (x - 0.04, y - 0.07), (0.1, 0.2), (-0.02, 0.3), (-0.045, 0.5), (0.0, 0.64), (0.1, 0.68)],
+                 0.009, 0.5)]
+    if side == "right":         # central venous catheter: from the neck or the arm into the superior vena cava
+        start = [(-0.09, 0.0), (-0.075, 0.12)] if t[1] < 0.5 else [(-0.45, 0.22), (-0.25, 0.16), (-0.1, 0.17)]
+        return [(start + [(-0.045, 0.26), (-0.035, 0.42 + 0.08 * t[2])], 0.012, 0.5)]
+    return [(_ring(0.005 * (-1) ** k, 0.3 + 0.07 * k + 0.03 * t[2], 0.017), 0.008, 0.55) for k in range(6)]
+
+
+def _ring(x, y, radius):
+    return [(x + radius * math.cos(a), y + 0.6 * radius * math.sin(a)) for a in np.linspace(0, 6.3, 9)]
+
+
+def _lateral(body, traits, rng, size) -> np.ndarray:
+    film, pose = _Film(size), _pose(rng)
+    x, y = film.x, film.y
+    names = {f.name for f in traits}
+    large = "hyperinflation" in names
+    front = np.interp(y, (0, 0.12, 0.3, 0.7, 1), (-0.16, -0.2, -0.33, -0.37, -0.36)).astype(np.float32)
+    film.density += np.float32(body.soft) * _ramp((x - front) / np.float32(0.02)) * _ramp((0.42 - x) / np.float32(0.03))
+    # both lungs lie over each other, between breastbone and spine
+    across = (x + 0.02) / np.where(x < -0.02, 0.26 + 0.03 * large, 0.27).astype(np.float32)
+    up = np.clip(0.42 - y, 0, None) / np.float32(0.42 - body.apex)
+    r = np.sqrt(across * across + up * up)
+    floor = body.base + 0.02 + 0.25 * x + 1.6 * body.dome * ((x + 0.02) / 0.27) ** 2
+    above = _ramp((floor.astype(np.float32) - y) / np.float32(0.01))
+    lung = _ramp((1 - r) / np.float32(0.05)) * above
+    film.density *= 1 - np.float32(body.air - 0.06) * lung
+    film.density += (1 - above) * (x > front) * (x < 0.42) * np.float32(0.14) + _mottle(film, rng, 0.014)
+    spine = 0.25 + 0.05 * np.sin((y - 0.1) * np.float32(math.pi)) - 0.03
+    turned = "scoliosis" in names                                   # a turned spine hides its discs
+    blocks = 0.75 + (0.04 if turned else 0.25) * np.cos(y * np.float32(2 * math.pi / 0.07))
+    wide = 0.05 + 0.02 * turned
+    film.density += np.float32(body.spine + 0.06) * blocks * _ramp((wide - np.abs(x - spine)) / np.float32(0.01))
+    wave = np.cos((y - body.rib_at - 0.25 * (0.2 - x)) / body.ribs * np.float32(2 * math.pi))
+    film.density += np.float32(0.7 * body.rib) * _ramp((wave - 0.45) * 3) * lung
+    film.strokes([([(-0.2, 0.16), (-0.3, 0.35), (-0.32, 0.6)], 0.022, 0.16),                   # breastbone
+                  ([(0.33, 0.12), (0.3, 0.4)], 0.02, 0.1)], 1.5)                               # shoulder blade
+    h = body.heart
+    film.ellipse(-0.12 + 0.05 * (h - 1), 0.61, 0.125 * h, 0.15 * h ** 0.7, 0.5, 0.12, -0.5, at_least=True)
+    film.ellipse(0.03, 0.44, 0.04, 0.05, 0.14, edge=0.8)                                       # hila
+    film.ellipse(0.03, 0.33, 0.075, 0.05, 0.07, edge=0.5)                                      # arch of the aorta
+    film.ellipse(0.02, 0.12, 0.2, 0.12, 0.22, edge=0.6)                                        # shoulders
+    film.density *= -1
+    film.strokes([([(0.0, 0.0), (0.03, 0.4)], 0.028, 0.14)], 2)                                # trachea
+    film.density *= -1
+    film.ellipse(-0.05, body.base + 0.09, 0.07, body.bubble, -0.2, edge=0.4)
+    film.strokes([([(x0 * 0.5 + 0.03, y0) for x0, y0 in points], w, a) for points, w, a in _vessels(rng)], 0.8, lung)
+
+    for finding, t in traits.items():
+        s = SIGN.get(finding.side, 0)
+        if finding.name == "effusion":          # the deepest recess is behind, where fluid shows first
+            level = body.base + 0.05 - 0.06 * t[0] - 0.3 * np.clip(x - 0.08, 0, None) - 0.02 * (s == 0)
+            film.raise_to(0.62, lung * (x > -0.1) * _ramp((y - level.astype(np.float32)) / np.float32(0.012)))
+        elif finding.name == "pneumothorax":
+            _collapse(film, Finding("pneumothorax", "left"), t, lung, r)
+            _collapse(film, Finding("pneumothorax", "right"), t, lung, r)
+        elif finding.name == "atelectasis":
+            _bands(film, 0.08 + 0.03 * s, body.base - 0.09, 1, t)
+        elif finding.name == "device":
+            film.strokes(_lateral_device(finding.side, t), 0.4)
+        elif finding.zone:
+            px, py = ZONE_DEPTH[finding.zone] + 0.06 * (t[3] - 0.5), ZONE_Y[finding.zone] + 0.08 * (t[2] - 0.5)
+            _opacity(film, finding.name, px, py, t, lung)
+    return film.expose(pose, rng)
+
+
+def _lateral_device(side, t):
+    if side == "left":
+        y = 0.23 + 0.03 * t[2]
+        return [([(-0.27, y), (-0.235, y + 0.05)], 0.035, 0.6),
+                ([(-0.25, y), (-0.1, 0.2), (-0.03, 0.3), (-0.04, 0.55), (-0.16, 0.66)], 0.009, 0.5)]
+    if side == "right":
+        return [([(-0.02, 0.0), (-0.05, 0.26), (-0.03, 0.42 + 0.08 * t[2])], 0.012, 0.5)]
+    return [(_ring(-0.22 - 0.02 * k, 0.28 + 0.07 * k, 0.01), 0.008, 0.55) for k in range(6)]
