@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..metrics.findings import FINDINGS
 from .drawing import SIGN, ZONE_Y, Finding, draw
-from .study import SPLITS, Study
+from .study import SPLITS, VIEWS, Study
 
 DRAWING_VERSION = 1  # raise it whenever a drawing or a wording changes: kept folders are then redrawn
 ONE_VIEW = 0.06  # share of studies with no lateral, so that those are learned too
@@ -28,7 +28,7 @@ def imagine(rng: np.random.Generator) -> tuple[Finding, ...]:
     if rng.random() < 0.4:
         return ()
     number = 1 + int(rng.choice(4, p=(0.5, 0.28, 0.15, 0.07)))
-    names = rng.choice(FINDINGS, number, replace=False)
+    names = rng.choice(FINDINGS, number, replace=False).tolist()
     # focal findings take different places, so that none hides another
     places = [(side, zone) for side in SIGN for zone in ZONE_Y]
     places = iter([places[i] for i in rng.permutation(len(places))])
@@ -183,22 +183,23 @@ def make_studies(
     ]
 
 
+def phantom(seed: int, i: int, size: int = 224) -> tuple[tuple[Finding, ...], list[np.ndarray], str]:
+    """Study i of a seed: its findings, its one or two films (frontal first), its report."""
+    rng = np.random.default_rng((seed, i))
+    findings = imagine(rng)
+    films = list(draw(findings, rng, size))
+    if rng.random() < ONE_VIEW:
+        films = films[:1]
+    return findings, films, describe(findings, rng)
+
+
 def _make_study(job: tuple[Path, int, int, str, int]) -> dict:
     """Draw and write one study; gives its line of studies.json."""
     images, seed, i, split, size = job
-    rng = np.random.default_rng((seed, i))
-    findings = imagine(rng)
-    films = draw(findings, rng, size)
-    if rng.random() < ONE_VIEW:
-        films = films[:1]
+    findings, films, report = phantom(seed, i, size)
     name = f"phantom-{seed}-{i:05d}"
-    views = [f"{name}_{view}.png" for view, _ in zip(("frontal", "lateral"), films, strict=False)]
+    views = [f"{name}_{view}.png" for view in VIEWS[: len(films)]]
     for file, film in zip(views, films, strict=True):
         Image.fromarray(film).save(images / file, compress_level=1)
-    return {
-        "id": name,
-        "split": split,
-        "views": views,
-        "report": describe(findings, rng),
-        "findings": [f.name for f in findings],
-    }
+    names = [f.name for f in findings]
+    return {"id": name, "split": split, "views": views, "report": report, "findings": names}
