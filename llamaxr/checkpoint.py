@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import UserError
-from .lora import LoRALinear
+from .lora import TARGETS, LoRALinear
 from .model import LlamaXR
 
 VERSION = 1  # of the folder's format; raise it when an older reader would misread a newer folder
@@ -47,8 +47,11 @@ def adapter_tensors(model: LlamaXR) -> dict[str, torch.Tensor]:
     }
 
 
-def save(run: Path, model: LlamaXR, options: dict, step: int, val_loss: float, optimizer=None) -> Path:
-    """Write run/step-NNNNNN and drop those that are neither last nor best. Gives the new folder."""
+def save(run: Path, model: LlamaXR, options: dict, step: int, val_loss: float | None, optimizer=None) -> Path:
+    """Write run/step-NNNNNN and drop those that are neither last nor best. Gives the new folder.
+
+    val_loss None: not measured (training was interrupted); such a one is never the best while another is.
+    """
     final = run / f"step-{step:06d}"
     folder = final.with_name(final.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
@@ -148,8 +151,6 @@ def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _peft_config(options: dict) -> dict:
     """adapter_config.json as peft reads it."""
-    from .lora import TARGETS
-
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -166,6 +167,7 @@ def _states(run: Path) -> dict[int, float]:
     """step -> validation loss of the whole checkpoints of a run. UserError if there is none."""
     folders = [f for f in run.glob("step-*") if f.is_dir() and f.suffix != ".tmp"]
     states = {s["step"]: s["val_loss"] for s in (_read_json(f / "state.json") for f in folders)}
+    states = {step: float("inf") if loss is None else loss for step, loss in states.items()}
     if not states:
         raise UserError(f"{run} holds no checkpoint yet; train longer, or name another run")
     return states

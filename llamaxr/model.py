@@ -1,6 +1,6 @@
 """LlamaXR: the assembly, and the one place where vision meets language.
 
-What the model reads of a study is `StudyFeatures`: DenseNet's grid and scores for each view that the study
+What the model reads of a study is its `StudyFeatures` (features.py): DenseNet's grid and scores for each view that the study
 has. They are computed once (vision is frozen) and kept, so training starts here:
 
     features ─ projector ─> soft tokens ┐
@@ -13,20 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .features import StudyFeatures
 from .llama import Llama
 from .projector import Projector
 from .prompt import IGNORE, SLOT, Example, study_prompt, with_report
 from .tokenizer import Tokenizer
 from .vision import PATHOLOGIES
-
-
-@dataclass(frozen=True)
-class StudyFeatures:
-    """What vision saw. views: indices into VIEWS; grids (n_views, channels, 7, 7); scores (n_views, 18)."""
-
-    views: list[int]
-    grids: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ PATHOLOGIES_OF = {
 }
 
 
-def make_vision(n_studies: int = 6000, epochs: int = 4, batch: int = 32, lr: float = 3e-3) -> None:
+def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: float = 3e-3) -> None:
     """Train the tiny DenseNet on both views: 18 scores, and beside them every finding with its place, read
     off the grid by a linear layer that is thrown away afterwards. The second makes the grid say where."""
     films, findings = [], []
@@ -107,7 +107,7 @@ def make_vision(n_studies: int = 6000, epochs: int = 4, batch: int = 32, lr: flo
     save_file(weights, TINY_WEIGHTS, metadata={"densenet": json.dumps(TINY)})
 
 
-def make_base(steps: int = 1500, batch: int = 32, lr: float = 2e-3) -> None:
+def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
     """Train the tokenizer and the tiny LLaMA: on reports alone, and on reports from a list of findings in
     the Alpaca prompt, the way a real base comes with reading and following instructions already learned."""
     from tokenizers import Tokenizer as HFTokenizer

@@ -1,0 +1,221 @@
+"""Train LLaMA-XR: the projector and the LoRA layers learn to write reports; DenseNet and the base stay frozen.
+
+    python train.py                                                  the embedded sample, minutes on two cores
+    python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
+    python train.py --resume [runs/NAME]                             go on where a run was stopped
+"""
+
+import dataclasses
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from llamaxr import checkpoint
+from llamaxr.decoding import generate
+from llamaxr.errors import UserError, one_line_errors
+from llamaxr.features import study_features
+from llamaxr.options import from_json, parse, to_json
+from llamaxr.prompt import IGNORE
+from llamaxr.run import RUNS, TrainOptions, build, load_studies, newest_run, pick_device
+
+
+def main(argv: list[str] | None = None) -> None:
+    resume_help = "continue this run (the newest if none is named); no other option is needed"
+    options, extra, given = parse(TrainOptions, __doc__, argv, {"--resume": {
+        "nargs": "?", "const": "", "metavar": "RUN", "help": resume_help}})  # fmt: skip
+    resumed = extra.resume is not None
+    run, options = find_run(options, extra.resume, given)
+    device = pick_device(options.device)
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)  # Adam's smallest moments would else slow a CPU down
+
+    with tqdm(desc="studies", unit=" drawn", leave=False) as bar:
+        studies = load_studies(options, progress=lambda done: bar.update(done - bar.n))
+    vision, model = build(options, device)
+    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
+        seen = study_features(vision, studies, device, options.cache, progress=bar.update)
+    pairs = {split: [(f, s) for f, s in zip(seen, studies, strict=True) if s.split == split]
+             for split in ("train", "val")}  # fmt: skip
+    train, val = pairs["train"][: options.limit or None], pairs["val"][: options.val_studies or None]
+    if len(train) < options.batch or not val:
+        raise UserError(f"{len(train)} train and {len(val)} val studies are too few for --batch {options.batch}")
+
+    groups = [{"params": [p for n, p in model.named_parameters() if p.requires_grad and ("lora_" in n) == lora],
+               "peak": options.lr if lora else options.projector_lr} for lora in (True, False)]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+    trainable = [p for group in groups for p in group["params"]]
+    start = 0
+    if resumed:
+        start = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
+    else:
+        run.mkdir(parents=True)
+        checkpoint.write_json(run / "config.json", to_json(options))
+    drop_lines_after(run / "metrics.jsonl", start)
+    tqdm.write(f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable numbers, "
+               f"base {options.base} ({options.quantize}), {device}, {model.llama.embed_tokens.weight.dtype}")
+    if start >= options.steps:
+        raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
+
+    stop = catch_signals()
+    log = (run / "metrics.jsonl").open("a", encoding="utf-8")
+    if start == 0:
+        write_line(log, {"step": 0, "val_loss": validate(model, val, options)})
+    bar = tqdm(total=options.steps, initial=start, desc="train", unit="step")
+    for step in range(start + 1, options.steps + 1):
+        began = time.perf_counter()
+        # The batches depend on the seed and the step alone, so a resumed run sees what it would have seen.
+        chosen = studies_of_step(train, step, options)
+        micro = [model.collate([f for f, _ in part], [s.report for _, s in part], options.max_report_tokens).to(device)
+                 for part in chosen]  # fmt: skip
+        n_targets = sum((batch.targets != IGNORE).sum() for batch in micro)
+        total = torch.zeros((), device=device)
+        for batch in micro:
+            loss = model.loss(batch)[0] / n_targets  # a mean over all report tokens of the step
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(trainable, options.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule(step, options)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        line = {"step": step, "loss": total.item(), "lr": optimizer.param_groups[0]["lr"],
+                "tokens_per_s": round(sum(batch.ids.numel() for batch in micro) / (time.perf_counter() - began))}  # fmt: skip
+        if not np.isfinite(line["loss"]):
+            raise UserError(f"the loss is {line['loss']} at step {step}; the last good checkpoint is "
+                            f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr")
+        if step % options.val_every == 0 or step == options.steps:
+            line["val_loss"] = validate(model, val, options)
+            tqdm.write(f"step {step}: validation loss {line['val_loss']:.4f}")
+            show_samples(run, step, model, val[: options.n_samples], options)
+            checkpoint.save(run, model, to_json(options), step, line["val_loss"], optimizer)
+        write_line(log, line)
+        bar.update()
+        bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['lr']:.1e}", tokens_per_s=line["tokens_per_s"])
+        if stop and step < options.steps:
+            if "val_loss" not in line:
+                checkpoint.save(run, model, to_json(options), step, None, optimizer)
+            bar.close()
+            tqdm.write(f"stopped at step {step} and saved; go on with: python train.py --resume {run}")
+            raise SystemExit(128 + stop[0])
+    bar.close()
+    draw_loss(run)
+    tqdm.write(f"saved in {run}; next: python generate.py IMAGE --run {run}   or   python eval.py --run {run}")
+
+
+def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
+    """The run folder, and the options it runs with: those given, or those kept in a resumed run."""
+    if resume is None:
+        run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if run.exists():
+            raise UserError(f"{run} exists already; name another --out, or go on with --resume {run}")
+        return run, dataclasses.replace(options, out=run)
+    if given:
+        raise UserError(f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}")
+    run = Path(resume) if resume else newest_run()
+    if run is None:
+        raise UserError(f"nothing to resume: no run with a checkpoint in {RUNS}")
+    return run, from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
+
+
+def studies_of_step(train: list, step: int, options: TrainOptions) -> list[list]:
+    """The studies of one step, in `accumulate` lists of `batch`: consecutive places of an endless sequence of
+    epochs, each its own shuffle."""
+    n = options.batch * options.accumulate
+    rows = []
+    for at in range((step - 1) * n, step * n):
+        epoch, place = divmod(at, len(train))
+        if not rows or place == 0:
+            order = np.random.default_rng((options.seed, epoch)).permutation(len(train))
+        rows.append(train[order[place]])
+    return [rows[i : i + options.batch] for i in range(0, n, options.batch)]
+
+
+def schedule(step: int, options: TrainOptions) -> float:
+    """The share of its peak that the learning rate has at a step (1 is the first): up, then linearly to 0."""
+    if step <= options.warmup:
+        return step / options.warmup
+    return (options.steps - step + 1) / max(1, options.steps - options.warmup)
+
+
+@torch.inference_mode()
+def validate(model, val: list, options: TrainOptions) -> float:
+    """Mean loss a report token over the validation studies."""
+    total, count = 0.0, 0
+    device = model.projector.place.device
+    for i in range(0, len(val), options.batch):
+        part = val[i : i + options.batch]
+        batch = model.collate([f for f, _ in part], [s.report for _, s in part], options.max_report_tokens)
+        loss, n = model.loss(batch.to(device))
+        total, count = total + loss.item(), count + n.item()
+    return total / count
+
+
+@torch.inference_mode()
+def show_samples(run: Path, step: int, model, pairs: list, options: TrainOptions) -> None:
+    """Write a few reports, print them beside the true ones, and keep both in samples.jsonl."""
+    if not pairs:
+        return
+    batch = model.collate([f for f, _ in pairs]).to(model.projector.place.device)
+    rows = generate(model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens)
+    with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
+        for (_, study), row in zip(pairs, rows, strict=True):
+            report = model.tokenizer.decode(row)
+            write_line(file, {"step": step, "id": study.id, "reference": study.report, "generated": report})
+            tqdm.write(f"  true:      {study.report}\n  generated: {report}\n")
+
+
+def write_line(file, value: dict) -> None:
+    file.write(json.dumps(value) + "\n")
+    file.flush()
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Of metrics.jsonl keep what the checkpoint at `step` has seen: the steps after it will be done again."""
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in lines))
+        temporary.replace(path)
+
+
+def last_checkpoint(run: Path) -> str:
+    try:
+        return str(checkpoint.last(run))
+    except UserError:
+        return "none yet"
+
+
+def catch_signals() -> list[int]:
+    """An empty list to which Ctrl-C or SIGTERM adds its number; the loop looks at it after each step."""
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, frame: caught.append(n))
+    return caught
+
+
+def draw_loss(run: Path) -> None:
+    """metrics.jsonl -> loss.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for key, style in (("loss", "-"), ("val_loss", "o-")):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        axes.plot(*zip(*points, strict=True), style, label=key, linewidth=1, markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats a report token)", title=run.name)
+    axes.legend()
+    figure.savefig(run / "loss.png", dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
