@@ -161,8 +161,8 @@ def make_studies(
         images.mkdir(parents=True, exist_ok=True)
         jobs = [(images, seed, i, splits[i], size) for i in todo]
         rows = rows if fresh else [None] * len(splits)
-        # Spawned, not forked: a fork of a process that runs torch's threads may hang.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # Forked, as DataLoader does: a spawned worker would import all of train.py, torch included, first.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
             for done, (i, row) in enumerate(zip(todo, pool.map(_make_study, jobs, chunksize=16), strict=True)):
                 rows[i] = row
                 if progress:
