@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     studies = load_studies(trained)
     chosen = [s for s in studies if s.split == options.split][: options.limit or None]
     if len(chosen) < 2:
-        raise UserError(f"{len(chosen)} studies in the {options.split} split: swapping needs two; raise --limit")
+        raise UserError(
+            f"{len(chosen)} studies in the {options.split} split: swapping needs two; raise --limit"
+        )
     out = options.out or run / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
     device = model.projector.place.device
@@ -79,7 +81,12 @@ def main(argv: list[str] | None = None) -> None:
     distinct = {who: len(set(reports)) for who, reports in written.items()}
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": str(device)}  # fmt: skip
-    results = {"settings": settings, "constant_report": constant, "distinct_reports": distinct, "scores": table}
+    results = {
+        "settings": settings,
+        "constant_report": constant,
+        "distinct_reports": distinct,
+        "scores": table,
+    }
     write_json(out / "results.json", results)
     lines = out / "reports.jsonl"
     with open(f"{lines}.tmp", "w", encoding="utf-8") as file:
@@ -98,7 +105,9 @@ def write(model, seen: list, options: EvalOptions, name: str) -> list[str]:
     reports = []
     for at in tqdm(range(0, len(seen), options.batch), desc=name, unit="batch", leave=False):
         batch = model.collate(seen[at : at + options.batch]).to(model.projector.place.device)
-        rows = generate(model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens)
+        rows = generate(
+            model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens
+        )
         reports += [model.tokenizer.decode(row).strip() for row in rows]
     return reports
 

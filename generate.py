@@ -23,15 +23,21 @@ from llamaxr.options import option, parse
 from llamaxr.run import DEMO, newest_run, open_run
 
 WARNING = "No output of this program is for clinical use."
-DEMO_WARNING = "The embedded demo learned from drawn phantoms: what it writes of a patient's image is a demonstration."
+DEMO_WARNING = (
+    "The embedded demo learned from drawn phantoms: what it writes of a patient's image is a demonstration."
+)
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
     run: Path | None = option(None, "run folder; the newest under runs/, or the embedded demo, if not given")
-    each: bool = option(False, "treat each image as a study of its own (else: one frontal, or frontal and lateral)")
+    each: bool = option(
+        False, "treat each image as a study of its own (else: one frontal, or frontal and lateral)"
+    )
     json: bool = option(False, "print one JSON object a study: images, report, run")
-    temperature: float = option(0.0, "0 takes the likeliest token; above, tokens are drawn", at_least=0, at_most=10)
+    temperature: float = option(
+        0.0, "0 takes the likeliest token; above, tokens are drawn", at_least=0, at_most=10
+    )
     top_p: float = option(1.0, "when drawing: share of probability to draw from", above=0, at_most=1)
     beams: int = option(1, "beams of the search; above 1, temperature must be 0", at_least=1, at_most=64)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
@@ -44,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     options, extra, _ = parse(GenerateOptions, __doc__, argv, {"images": {
         "nargs": "+", "type": Path, "metavar": "IMAGE", "help": "frontal [lateral]; with --each any number"}})  # fmt: skip
     if not options.each and len(extra.images) > 2:
-        raise UserError(f"{len(extra.images)} images: a study has a frontal and a lateral; use --each for one study each")
+        raise UserError(
+            f"{len(extra.images)} images: a study has a frontal and a lateral; use --each for one study each"
+        )
     if options.beams > 1 and options.temperature > 0:
         raise UserError("--beams and --temperature exclude each other; leave one out")
     groups = [[image] for image in extra.images] if options.each else [extra.images]
@@ -75,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
             for images, row in zip(groups[at : at + options.batch], rows, strict=True):
                 report = model.tokenizer.decode(row).strip()
                 if options.json:
-                    report = json.dumps({"images": [str(i) for i in images], "report": report, "run": str(run)})
+                    report = json.dumps(
+                        {"images": [str(i) for i in images], "report": report, "run": str(run)}
+                    )
                 elif len(groups) > 1:
                     report = f"{images[0]}: {report}"
                 print(report, flush=True)

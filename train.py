@@ -1,8 +1,8 @@
 """Train LLaMA-XR: the projector and the LoRA layers learn to write reports; DenseNet and the base stay frozen.
 
-    python train.py                                                  the embedded sample, minutes on two cores
-    python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
-    python train.py --resume [runs/NAME]                             go on where a run was stopped
+python train.py                                                  the embedded sample, minutes on two cores
+python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
+python train.py --resume [runs/NAME]                             go on where a run was stopped
 """
 
 import dataclasses
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
              for split in ("train", "val")}  # fmt: skip
     train, val = pairs["train"][: options.limit or None], pairs["val"][: options.val_studies or None]
     if len(train) < options.batch or not val:
-        raise UserError(f"{len(train)} train and {len(val)} val studies are too few for --batch {options.batch}")
+        raise UserError(
+            f"{len(train)} train and {len(val)} val studies are too few for --batch {options.batch}"
+        )
 
     groups = [{"params": [p for n, p in model.named_parameters() if p.requires_grad and ("lora_" in n) == lora],
                "peak": options.lr if lora else options.projector_lr} for lora in (True, False)]  # fmt: skip
@@ -56,8 +58,10 @@ def main(argv: list[str] | None = None) -> None:
         run.mkdir(parents=True)
         checkpoint.write_json(run / "config.json", to_json(options))
     drop_lines_after(run / "metrics.jsonl", start)
-    tqdm.write(f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable numbers, "
-               f"base {options.base} ({options.quantize}), {device}, {model.llama.embed_tokens.weight.dtype}")
+    tqdm.write(
+        f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable numbers, "
+        f"base {options.base} ({options.quantize}), {device}, {model.llama.embed_tokens.weight.dtype}"
+    )
     if start >= options.steps:
         raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
 
@@ -87,8 +91,10 @@ def main(argv: list[str] | None = None) -> None:
         line = {"step": step, "loss": total.item(), "lr": optimizer.param_groups[0]["lr"],
                 "tokens_per_s": round(sum(batch.ids.numel() for batch in micro) / (time.perf_counter() - began))}  # fmt: skip
         if not np.isfinite(line["loss"]):
-            raise UserError(f"the loss is {line['loss']} at step {step}; the last good checkpoint is "
-                            f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr")
+            raise UserError(
+                f"the loss is {line['loss']} at step {step}; the last good checkpoint is "
+                f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr"
+            )
         if step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
             tqdm.write(f"step {step}: validation loss {line['val_loss']:.4f}")
@@ -105,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(128 + stop[0])
     bar.close()
     draw_loss(run)
-    tqdm.write(f"saved in {run}; next: python generate.py IMAGE --run {run}   or   python eval.py --run {run}")
+    tqdm.write(
+        f"saved in {run}; next: python generate.py IMAGE --run {run}   or   python eval.py --run {run}"
+    )
 
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
@@ -116,7 +124,9 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
             raise UserError(f"{run} exists already; name another --out, or go on with --resume {run}")
         return run, dataclasses.replace(options, out=run)
     if given:
-        raise UserError(f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}")
+        raise UserError(
+            f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}"
+        )
     run = Path(resume) if resume else newest_run()
     if run is None:
         raise UserError(f"nothing to resume: no run with a checkpoint in {RUNS}")
@@ -162,7 +172,9 @@ def show_samples(run: Path, step: int, model, pairs: list, options: TrainOptions
     if not pairs:
         return
     batch = model.collate([f for f, _ in pairs]).to(model.projector.place.device)
-    rows = generate(model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens)
+    rows = generate(
+        model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens
+    )
     with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
         for (_, study), row in zip(pairs, rows, strict=True):
             report = model.tokenizer.decode(row)
@@ -178,7 +190,11 @@ def write_line(file, value: dict) -> None:
 def drop_lines_after(path: Path, step: int) -> None:
     """Of metrics.jsonl keep what the checkpoint at `step` has seen: the steps after it will be done again."""
     if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = [
+            line
+            for line in path.read_text().splitlines()
+            if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(line + "\n" for line in lines))
         temporary.replace(path)

@@ -31,11 +31,17 @@ def measure(*command: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="folder of radiographs to generate from, each in a process")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--images", type=Path, help="folder of radiographs to generate from, each in a process"
+    )
     parser.add_argument("--skip-tests", action="store_true", help="leave the test suite out")
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HOME, capture_output=True, text=True).stdout
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HOME, capture_output=True, text=True
+    ).stdout
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     results = {"commit": commit.strip(), "machine": machine, "steps": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +55,9 @@ def main() -> None:
         steps += [] if options.skip_tests else [("tests", ("-m", "pytest", "-q"))]
         for name, command in steps:
             step = {"step": name, **measure(*command)}
-            print(f"{name:9s} {step['seconds']:7.1f} s {step['peak_MiB']:6d} MiB  exit {step['exit']}  {command[-1]}")
+            print(
+                f"{name:9s} {step['seconds']:7.1f} s {step['peak_MiB']:6d} MiB  exit {step['exit']}  {command[-1]}"
+            )
             print("    " + step.pop("out").strip().replace("\n", "\n    "))
             if name == "eval":
                 scores = json.loads(Path(run, "eval-test", "results.json").read_text())["scores"]["all"]

@@ -65,7 +65,9 @@ def save(run: Path, model: LlamaXR, options: dict, step: int, val_loss: float | 
         write_json(folder / "state.json", {"version": VERSION, "step": step, "val_loss": val_loss})
     except SafetensorError as error:  # its own words for a full disk
         shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"{folder} could not be written ({error}); free some space, then train with --resume") from None
+        raise UserError(
+            f"{folder} could not be written ({error}); free some space, then train with --resume"
+        ) from None
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -100,7 +102,9 @@ def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
     """Load a checkpoint into the model (and the optimiser); gives state.json. UserError if it does not fit."""
     state = _read_json(folder / "state.json")
     if state.get("version") != VERSION:
-        raise UserError(f"{folder} has format {state.get('version')}, this program reads {VERSION}; use its own program")
+        raise UserError(
+            f"{folder} has format {state.get('version')}, this program reads {VERSION}; use its own program"
+        )
     try:
         _fill(adapter_tensors(model), folder / "adapter_model.safetensors")
         _fill(model.projector.state_dict(), folder / "projector.safetensors")
@@ -116,7 +120,9 @@ def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
                     "exp_avg_sq": moments[f"{name}.exp_avg_sq"].to(parameter.device),
                 }
     except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"the checkpoint {folder} is damaged or incomplete ({error}); use another run") from None
+        raise UserError(
+            f"the checkpoint {folder} is damaged or incomplete ({error}); use another run"
+        ) from None
     return state
 
 
@@ -124,10 +130,14 @@ def _fill(parameters: dict[str, torch.Tensor], path: Path) -> None:
     tensors = load_file(path)
     if tensors.keys() != parameters.keys():
         odd = sorted(tensors.keys() ^ parameters.keys())[0]
-        raise UserError(f"{path} does not fit the model (first difference: {odd}); was it trained on another base?")
+        raise UserError(
+            f"{path} does not fit the model (first difference: {odd}); was it trained on another base?"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != parameters[name].shape:
-            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(parameters[name].shape)}")
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(parameters[name].shape)}"
+            )
         parameters[name].copy_(tensor)
 
 

@@ -52,7 +52,9 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return order.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
 
-def generate(llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, **how):
+def generate(
+    llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, **how
+):
     """`stream` to its end: the tokens of each row, as lists without EOS."""
     rows: list[list[int]] = [[] for _ in range(x.shape[0])]
     for step in stream(llama, x, padding, eos_ids, max_tokens, **how):

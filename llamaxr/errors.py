@@ -25,8 +25,12 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        sys.exit(_complain(f"no room left on the disk while writing {error.filename or 'a file'}: "
-                           "free some space, then run the same command again (train.py: with --resume)"))
+        sys.exit(
+            _complain(
+                f"no room left on the disk while writing {error.filename or 'a file'}: "
+                "free some space, then run the same command again (train.py: with --resume)"
+            )
+        )
 
 
 def _complain(message: str) -> int:

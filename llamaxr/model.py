@@ -55,7 +55,9 @@ class LlamaXR(nn.Module):
             pathologies=PATHOLOGIES,
         )
 
-    def collate(self, studies: list[StudyFeatures], reports: list[str] | None = None, max_report_tokens: int = 0):
+    def collate(
+        self, studies: list[StudyFeatures], reports: list[str] | None = None, max_report_tokens: int = 0
+    ):
         """Studies (and, to train, their reports) -> Batch. Filler stands right of training rows, where no
         token can see it and no mask is needed, and left of prompts, so that all reports begin together."""
         prompts = [self.prompt(study) for study in studies]

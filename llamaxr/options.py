@@ -27,13 +27,17 @@ def parse(options: type, description: str, argv: list[str] | None = None, positi
 
     positional: name -> keyword arguments of argparse. Bad usage exits 2 with one line, as argparse does.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, how in (positional or {}).items():
         parser.add_argument(name, **how)
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         flag, meta = "--" + field.name.replace("_", "-"), field.metadata
-        help = f"{meta['help']} (default: {'none' if field.default is None else field.default})".replace("%", "%%")
+        help = f"{meta['help']} (default: {'none' if field.default is None else field.default})".replace(
+            "%", "%%"
+        )
         kind = hints[field.name]
         if isinstance(kind, types.UnionType):  # `Path | None`: the type that is not None
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
@@ -42,7 +46,12 @@ def parse(options: type, description: str, argv: list[str] | None = None, positi
         else:
             metavar = None if meta["choices"] else {Path: "PATH", int: "N", float: "X", str: "NAME"}[kind]
             parser.add_argument(
-                flag, type=kind, default=argparse.SUPPRESS, choices=meta["choices"], help=help, metavar=metavar
+                flag,
+                type=kind,
+                default=argparse.SUPPRESS,
+                choices=meta["choices"],
+                help=help,
+                metavar=metavar,
             )
     arguments = vars(parser.parse_args(argv))
     names = {field.name for field in dataclasses.fields(options)}

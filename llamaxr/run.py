@@ -48,7 +48,9 @@ class TrainOptions:
     limit: int = option(0, "train on the first LIMIT studies only; 0 is all", at_least=0)
     max_report_tokens: int = option(300, "longer reports are cut to so many tokens", at_least=8)
     val_every: int = option(100, "steps between validations; each also saves and writes samples", at_least=1)
-    val_studies: int = option(64, "studies of the validation split to measure the loss on; 0 is all", at_least=0)
+    val_studies: int = option(
+        64, "studies of the validation split to measure the loss on; 0 is all", at_least=0
+    )
     n_samples: int = option(2, "reports to write at each validation, beside the true ones", at_least=0)
     seed: int = option(0, "seed of initial weights and of the order of studies", at_least=0)
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))

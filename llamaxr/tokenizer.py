@@ -74,7 +74,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 ids.append(vocab[left + right])
         tokenizer = Tokenizer(ranks, ids, words, added)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: --base needs a Hugging Face folder with tokenizer.json") from None
+        raise UserError(
+            f"{path} is missing: --base needs a Hugging Face folder with tokenizer.json"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or not byte-level BPE ({error!r}); download it again") from None
     _set_control_ids(tokenizer, folder, spec, added)
@@ -95,7 +97,9 @@ def _word_rule(spec: dict, path: Path) -> str:
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]:  # fmt: skip
             return words
     names = ", ".join(step.get("type", "?") for step in steps)
-    raise UserError(f"{path}: unknown pre-tokenizer rules ({names}); known are GPT-2's, SmolLM2's and LLaMA 3's")
+    raise UserError(
+        f"{path}: unknown pre-tokenizer rules ({names}); known are GPT-2's, SmolLM2's and LLaMA 3's"
+    )
 
 
 def _byte_symbols() -> list[str]:
@@ -117,7 +121,8 @@ def _set_control_ids(tokenizer: Tokenizer, folder: Path, spec: dict, added: dict
         raise UserError(f"{folder / 'config.json'} names no usable eos_token_id; add it")
     # A tokenizer that starts texts with BOS says so in its post-processor, not in config.json.
     if config.get("bos_token_id") in added.values() and any(
-        added[t] == config["bos_token_id"] and json.dumps(t) in json.dumps(spec.get("post_processor")) for t in added
+        added[t] == config["bos_token_id"] and json.dumps(t) in json.dumps(spec.get("post_processor"))
+        for t in added
     ):
         tokenizer.bos_id = config["bos_token_id"]
     candidates = [config.get("pad_token_id"), *added.values(), 0]

@@ -47,7 +47,9 @@ class Vision(nn.Module):
         The assertion holds off the known trap: in [-1, 1] every patient gets the same features.
         """
         assert radiographs.shape[1:] == (1, 224, 224), radiographs.shape
-        assert radiographs.abs().amax() > 2, "radiographs must span [-1024, 1024], as load_radiograph gives them"
+        assert radiographs.abs().amax() > 2, (
+            "radiographs must span [-1024, 1024], as load_radiograph gives them"
+        )
         # torchxrayvision feeds its networks these raw values; batch norm in the stem absorbs the range.
         return F.relu(self.net.features(radiographs))
 
@@ -57,13 +59,15 @@ class Vision(nn.Module):
 
 
 def load_vision(name: str | Path = "tiny", device: str | torch.device = "cpu") -> Vision:
-    """"tiny" (embedded) or a safetensors file -> a frozen Vision in evaluation mode, fp32.
+    """ "tiny" (embedded) or a safetensors file -> a frozen Vision in evaluation mode, fp32.
 
     Raises UserError where the file is missing, unreadable, or does not fit its architecture.
     """
     path = TINY_WEIGHTS if name == "tiny" else Path(name)
     if name == "densenet121":
-        raise UserError("densenet121 has no weights of its own here: give their .safetensors file as --vision FILE")
+        raise UserError(
+            "densenet121 has no weights of its own here: give their .safetensors file as --vision FILE"
+        )
     if not path.is_file():
         raise UserError(f"vision weights {path} do not exist; give 'tiny' or a .safetensors file")
     try:

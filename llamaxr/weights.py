@@ -38,7 +38,9 @@ def load_llama(
     config = read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}")
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size}"
+        )
     with torch.device("meta"):
         model = Llama(config)
     files = _shards(folder)
@@ -55,7 +57,9 @@ def load_llama(
                         raise UserError(f"{file}: unexpected tensor {key!r}; is this a Llama checkpoint?")
                     shape = tuple(tensors.get_slice(key).get_shape())
                     if shape != tuple(wanted[name]):
-                        raise UserError(f"{file}: {key} has shape {shape}, config.json says {tuple(wanted[name])}")
+                        raise UserError(
+                            f"{file}: {key} has shape {shape}, config.json says {tuple(wanted[name])}"
+                        )
                     seen.add(name)
                     _place(model, name, tensors.get_tensor(key), quantize, dtype, device)
         except (SafetensorError, OSError) as error:
@@ -70,7 +74,9 @@ def read_config(path: Path) -> LlamaConfig:
     try:
         c = json.loads(path.read_text(encoding="utf-8"))
         if c["model_type"] != "llama" or c.get("hidden_act") != "silu":
-            raise UserError(f"{path}: {c['model_type']} with {c.get('hidden_act')} is not a Llama; give a Llama")
+            raise UserError(
+                f"{path}: {c['model_type']} with {c.get('hidden_act')} is not a Llama; give a Llama"
+            )
         if c.get("attention_bias") or c.get("mlp_bias"):
             raise UserError(f"{path}: linears with biases are not Llama's; give a Llama checkpoint")
         # transformers 5 writes rope_parameters, earlier ones rope_theta and rope_scaling.

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.phantom import describe, hints, imagine, phantom
-from ..llama import Llama, LlamaConfig
+from ..llama import Llama
 from ..prompt import prompt_text
 from ..vision import PATHOLOGIES, TINY, TINY_WEIGHTS, Vision
 
@@ -76,7 +76,9 @@ def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: flo
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
 
     def losses(rows) -> tuple[torch.Tensor, torch.Tensor]:
-        radiographs = ((pixels[rows, None].float() / 255 * 2 - 1) * 1024).to(memory_format=torch.channels_last)
+        radiographs = ((pixels[rows, None].float() / 255 * 2 - 1) * 1024).to(
+            memory_format=torch.channels_last
+        )
         grid = vision.features(radiographs)  # (rows, n_channels, 7, 7)
         head = vision.net.classifier(grid.mean(dim=(2, 3)))
         places_seen = where(grid.flatten(1))
@@ -103,7 +105,9 @@ def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: flo
         tp = (seen & truth)[:, j].sum().item()
         f1 = 2 * tp / max(1, (seen[:, j].sum() + truth[:, j].sum()).item())
         print(f"{name:32s} n {truth[:, j].sum().item():4d}  F1 {f1:.3f}")
-    weights = {k: v.contiguous() for k, v in vision.net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    weights = {
+        k: v.contiguous() for k, v in vision.net.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
     save_file(weights, TINY_WEIGHTS, metadata={"densenet": json.dumps(TINY)})
 
 
@@ -135,7 +139,9 @@ def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
         ]
     )
     corpus = [t for i in range(4000) for t in text(i)] + [prompt_text("frontal view:\nlateral view:")] * 400
-    corpus += [", ".join(PATHOLOGIES) + " Each view is given as scores between 0 and 1, in the order: 0.123,"] * 400
+    corpus += [
+        ", ".join(PATHOLOGIES) + " Each view is given as scores between 0 and 1, in the order: 0.123,"
+    ] * 400
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"]
     bpe.train_from_iterator(
         corpus,
@@ -170,7 +176,11 @@ def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
     model = Llama(read_config(folder / "config.json"))
     for name, p in model.named_parameters():
         if p.dim() == 2:  # GPT-2's init: small, and smaller where a block adds to the residual stream
-            shrink = math.sqrt(2 * model.config.n_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+            shrink = (
+                math.sqrt(2 * model.config.n_layers)
+                if name.endswith(("o_proj.weight", "down_proj.weight"))
+                else 1
+            )
             nn.init.normal_(p, std=0.02 / shrink)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
@@ -217,6 +227,8 @@ def make_demo() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["vision", "base", "demo"], help="which of the three to make")
     {"vision": make_vision, "base": make_base, "demo": make_demo}[parser.parse_args().part]()

@@ -24,11 +24,15 @@ def load_studies(root: Path) -> list[Study]:
             for e in entries:
                 split = e.get("split", "").strip() or key.strip() or "test"
                 if split not in SPLITS or not e["report"].strip() or not 1 <= len(e["image_path"]) <= 2:
-                    raise UserError(f"{path}: study {e['id']} has split {split!r}, an empty report or no 1 to 2 images")
+                    raise UserError(
+                        f"{path}: study {e['id']} has split {split!r}, an empty report or no 1 to 2 images"
+                    )
                 views = [root / "images" / name for name in e["image_path"]]
                 for name, view in zip(e["image_path"], views, strict=True):
                     if not view.resolve().is_relative_to((root / "images").resolve()):
-                        raise UserError(f"{path}: study {e['id']} names {name}, outside of images/; mend the file")
+                        raise UserError(
+                            f"{path}: study {e['id']} names {name}, outside of images/; mend the file"
+                        )
                 missing += [view for view in views if not view.is_file()]
                 lateral = views[1] if len(views) > 1 else None
                 studies.append(Study(e["id"], views[0], lateral, " ".join(e["report"].split()), split))

@@ -49,6 +49,7 @@ def imagine(rng: np.random.Generator) -> tuple[Finding, ...]:
             findings.append(Finding(name))
     return tuple(findings)
 
+
 # How a finding is put into words; {where} is its place. One is drawn for each mention.
 WORDINGS = {
     "cardiomegaly": ("The heart is enlarged.", "There is cardiomegaly.", "The cardiac silhouette is enlarged."),
@@ -156,14 +157,18 @@ def make_studies(
     except (OSError, ValueError, KeyError, TypeError):
         fresh, rows = False, [None] * len(splits)
     images = folder / "images"
-    todo = [i for i, row in enumerate(rows) if not fresh or not all((images / n).is_file() for n in row["views"])]
+    todo = [
+        i for i, row in enumerate(rows) if not fresh or not all((images / n).is_file() for n in row["views"])
+    ]
     if todo:
         images.mkdir(parents=True, exist_ok=True)
         jobs = [(images, seed, i, splits[i], size) for i in todo]
         rows = rows if fresh else [None] * len(splits)
         # Forked, as DataLoader does: a spawned worker would import all of train.py, torch included, first.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-            for done, (i, row) in enumerate(zip(todo, pool.map(_make_study, jobs, chunksize=16), strict=True)):
+            for done, (i, row) in enumerate(
+                zip(todo, pool.map(_make_study, jobs, chunksize=16), strict=True)
+            ):
                 rows[i] = row
                 if progress:
                     progress(done + 1)
