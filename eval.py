@@ -22,7 +22,7 @@ from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import study_features
 from llamaxr.metrics import baselines, findings, overlap
 from llamaxr.options import option, parse
-from llamaxr.run import DEMO, load_studies, newest_run, open_run
+from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run
 
 COLUMNS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "micro_precision", "micro_recall", "micro_f1")
 
@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{len(chosen)} studies in the {options.split} split: swapping needs two; raise --limit"
         )
-    out = options.out or run / f"eval-{options.split}"
+    out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
     device = model.projector.place.device
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = study_features(vision, chosen, device, trained.cache, progress=bar.update)
+        seen = study_features(vision, chosen, device, trained.cache or CACHE, progress=bar.update)
 
     swap = baselines.derangement(len(chosen), options.seed)
     train_reports = [s.report for s in studies if s.split == "train"]

@@ -5,7 +5,6 @@ python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2G
 python train.py --resume [runs/NAME]                             go on where a run was stopped
 """
 
-import dataclasses
 import json
 import signal
 import time
@@ -21,7 +20,7 @@ from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import study_features
 from llamaxr.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
-from llamaxr.run import RUNS, TrainOptions, build, load_studies, newest_run, pick_device
+from llamaxr.run import CACHE, RUNS, TrainOptions, build, load_studies, newest_run, pick_device
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         studies = load_studies(options, progress=lambda done: bar.update(done - bar.n))
     vision, model = build(options, device)
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = study_features(vision, studies, device, options.cache, progress=bar.update)
+        seen = study_features(vision, studies, device, options.cache or CACHE, progress=bar.update)
     pairs = {split: [(f, s) for f, s in zip(seen, studies, strict=True) if s.split == split]
              for split in ("train", "val")}  # fmt: skip
     train, val = pairs["train"][: options.limit or None], pairs["val"][: options.val_studies or None]
@@ -46,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{len(train)} train and {len(val)} val studies are too few for --batch {options.batch}"
         )
+
+    # The longest reports are shown: they have findings to be right or wrong about.
+    shown = sorted(val, key=lambda pair: -len(pair[1].report))[: options.n_samples]
 
     groups = [{"params": [p for n, p in model.named_parameters() if p.requires_grad and ("lora_" in n) == lora],
                "peak": options.lr if lora else options.projector_lr} for lora in (True, False)]  # fmt: skip
@@ -57,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         run.mkdir(parents=True)
         checkpoint.write_json(run / "config.json", to_json(options))
-    drop_lines_after(run / "metrics.jsonl", start)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        drop_lines_after(run / name, start)
     tqdm.write(
         f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable numbers, "
         f"base {options.base} ({options.quantize}), {device}, {model.llama.embed_tokens.weight.dtype}"
@@ -90,17 +93,20 @@ def main(argv: list[str] | None = None) -> None:
 
         line = {"step": step, "loss": total.item(), "lr": optimizer.param_groups[0]["lr"],
                 "tokens_per_s": round(sum(batch.ids.numel() for batch in micro) / (time.perf_counter() - began))}  # fmt: skip
-        if not np.isfinite(line["loss"]):
-            raise UserError(
-                f"the loss is {line['loss']} at step {step}; the last good checkpoint is "
-                f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr"
-            )
         if step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
+        worst = max(line["loss"], line.get("val_loss", 0.0), key=lambda loss: not np.isfinite(loss))
+        if not np.isfinite(worst):  # the validation's is the first to tell of a step that went wrong
+            bar.close()  # or the error would stand at the end of the bar's line
+            raise UserError(
+                f"the loss is {worst} at step {step}; the last good checkpoint is "
+                f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr"
+            )
+        write_line(log, line)  # before the checkpoint: a resumed run drops the lines after its checkpoint only
+        if "val_loss" in line:
             tqdm.write(f"step {step}: validation loss {line['val_loss']:.4f}")
-            show_samples(run, step, model, val[: options.n_samples], options)
+            show_samples(run, step, model, shown, options)
             checkpoint.save(run, model, to_json(options), step, line["val_loss"], optimizer)
-        write_line(log, line)
         bar.update()
         bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['lr']:.1e}", tokens_per_s=line["tokens_per_s"])
         if stop and step < options.steps:
@@ -122,7 +128,7 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
         run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         if run.exists():
             raise UserError(f"{run} exists already; name another --out, or go on with --resume {run}")
-        return run, dataclasses.replace(options, out=run)
+        return run, options
     if given:
         raise UserError(
             f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}"
@@ -188,7 +194,7 @@ def write_line(file, value: dict) -> None:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Of metrics.jsonl keep what the checkpoint at `step` has seen: the steps after it will be done again."""
+    """Of a .jsonl keep what the checkpoint at `step` has seen: the steps after it will be done again."""
     if path.is_file():
         lines = [
             line

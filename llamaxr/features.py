@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .data.study import Study
+from .errors import UserError
 from .radiograph import content_hash, load_radiograph
 from .vision import Vision
 
@@ -72,6 +73,8 @@ def study_features(
             try:
                 save_file({"grids": kept[0], "scores": kept[1]}, temporary)
                 os.replace(temporary, file)
+            except SafetensorError as error:  # its own words for a full disk
+                raise UserError(f"{file} could not be written ({error}); free some space") from None
             finally:
                 temporary.unlink(missing_ok=True)
     grids, scores = kept

@@ -100,6 +100,8 @@ def from_json(options: type, values: dict, where: Path):
             if type(value) not in {type(Path()) if k is Path else k for k in kinds}:
                 raise ValueError(f"{field.name} is {value!r}")
             fields[field.name] = value
+        if values.keys() - fields.keys():
+            raise ValueError(f"{min(values.keys() - fields.keys())} is unknown")
     except (KeyError, ValueError) as error:
         raise UserError(f"{where} does not hold this program's options ({error}); use another run") from None
     return check(options(**fields))

@@ -44,17 +44,17 @@ class TrainOptions:
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
     batch: int = option(16, "studies a forward pass", at_least=1)
     accumulate: int = option(1, "forward passes a step", at_least=1)
-    steps: int = option(500, "optimiser steps in all", at_least=1)
+    steps: int = option(300, "optimiser steps in all", at_least=1)
     limit: int = option(0, "train on the first LIMIT studies only; 0 is all", at_least=0)
     max_report_tokens: int = option(300, "longer reports are cut to so many tokens", at_least=8)
-    val_every: int = option(100, "steps between validations; each also saves and writes samples", at_least=1)
+    val_every: int = option(50, "steps between validations; each also saves and writes samples", at_least=1)
     val_studies: int = option(
         64, "studies of the validation split to measure the loss on; 0 is all", at_least=0
     )
     n_samples: int = option(2, "reports to write at each validation, beside the true ones", at_least=0)
     seed: int = option(0, "seed of initial weights and of the order of studies", at_least=0)
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
-    cache: Path = option(CACHE, "folder for drawn images and for features")
+    cache: Path | None = option(None, "folder for drawn images and features; cache/ in the repository if not given")
     out: Path | None = option(None, "run folder; a new one under runs/ if not given")
 
 
@@ -68,7 +68,7 @@ def pick_device(name: str) -> torch.device:
 def load_studies(options: TrainOptions, progress: Callable[[int], None] | None = None) -> list[Study]:
     """The data set that the options name, all splits. UserError where it cannot be had."""
     if options.data == "sample":
-        return phantom.make_studies(options.cache / "sample", progress=progress)
+        return phantom.make_studies((options.cache or CACHE) / "sample", progress=progress)
     if options.root is None:
         raise UserError("--data iu_xray needs --root, the folder with annotation.json and images/")
     return iu_xray.load_studies(options.root)

@@ -216,12 +216,12 @@ def make_demo() -> None:
 
     run = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     subprocess.run([sys.executable, "train.py", "--data", "sample", "--out", str(run)], check=True)
-    from ..checkpoint import best
+    from ..checkpoint import best, read_config, write_json
 
     demo = HERE / "demo"
     shutil.rmtree(demo, ignore_errors=True)
     demo.mkdir()
-    shutil.copy(run / "config.json", demo)
+    write_json(demo / "config.json", {**read_config(run), "out": None})
     step = best(run)
     shutil.copytree(step, demo / step.name, ignore=shutil.ignore_patterns("optimizer.safetensors"))
 

@@ -38,6 +38,8 @@ def load_studies(root: Path) -> list[Study]:
                 studies.append(Study(e["id"], views[0], lateral, " ".join(e["report"].split()), split))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); fetch it again") from None
+    if not studies:
+        raise UserError(f"{path} names no study; fetch it again")
     if missing:
         raise UserError(f"{root} lacks {len(missing)} images, first {missing[0]}; fetch the images again")
     if len({s.id for s in studies}) < len(studies):

@@ -1,0 +1,101 @@
+"""Features are looked at once, kept, and never stale."""
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from llamaxr import features
+from llamaxr.data.phantom import phantom
+from llamaxr.data.study import Study
+from llamaxr.errors import UserError
+from llamaxr.features import study_features
+from llamaxr.vision import load_vision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vision():
+    return load_vision("tiny")
+
+
+@pytest.fixture
+def studies(tmp_path):
+    studies = []
+    for i in range(3):
+        frontal, lateral = tmp_path / f"{i}_0.png", tmp_path / f"{i}_1.png" if i else None
+        for path, film in zip((frontal, lateral), phantom(0, i)[1], strict=False):
+            if path:
+                Image.fromarray(film).save(path)
+        studies.append(Study(str(i), frontal, lateral if lateral and lateral.is_file() else None, "", "test"))
+    return studies
+
+
+def same(a, b):
+    return all(
+        x.views == y.views and torch.equal(x.grids, y.grids) and torch.equal(x.scores, y.scores)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_kept_features_equal_fresh_ones_and_are_not_computed_again(vision, studies, tmp_path):
+    fresh, looked = study_features(vision, studies, CPU), []
+    for _ in range(2):
+        assert same(study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append), fresh)
+    assert looked == [sum(len(s.views) for s in studies)]
+    assert fresh[0].views == [0] and fresh[1].views == [0, 1]
+    assert fresh[1].grids.shape == (2, vision.n_channels, 7, 7) and fresh[1].scores.shape == (2, 18)
+
+
+def test_features_do_not_depend_on_the_batch_they_were_looked_at_in(vision, studies):
+    for a, b in zip(study_features(vision, studies, CPU, batch=1), study_features(vision, studies, CPU), strict=True):
+        # fp16 keeps 11 bits; convolutions of another batch add up in another order
+        torch.testing.assert_close(a.grids, b.grids, rtol=2e-3, atol=1e-3)
+
+
+def test_a_changed_image_is_noticed(vision, studies, tmp_path):
+    before = study_features(vision, studies, CPU, tmp_path / "cache")
+    Image.fromarray(phantom(7, 7)[1][0]).save(studies[1].frontal)
+    after = study_features(vision, studies, CPU, tmp_path / "cache")
+    assert same(after, study_features(vision, studies, CPU))
+    assert same(after[:1], before[:1]) and not same(after[1:2], before[1:2])
+
+
+def test_other_weights_are_noticed(vision, studies, tmp_path):
+    study_features(vision, studies, CPU, tmp_path / "cache")
+    looked, old = [], vision.hash
+    vision.hash = "another"
+    study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append)
+    vision.hash = old
+    assert looked
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
+def test_a_damaged_cache_file_is_computed_again(vision, studies, tmp_path, damage):
+    fresh = study_features(vision, studies, CPU, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    fresh = [features.StudyFeatures(f.views, f.grids.clone(), f.scores.clone()) for f in fresh]
+    file.unlink()
+    file.write_bytes(damage(whole))
+    assert same(study_features(vision, studies, CPU, tmp_path / "cache"), fresh)
+    assert file.read_bytes() == whole
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(vision, studies, tmp_path, monkeypatch):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise features.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(features, "save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        study_features(vision, studies, CPU, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_mirrored_radiograph_gives_other_features(vision, studies, tmp_path):
+    film = Image.open(studies[0].frontal)
+    ImageOps.mirror(film).save(tmp_path / "mirrored.png")
+    plain, mirrored = features.look(vision, [studies[0].frontal, tmp_path / "mirrored.png"], CPU)[0].float()
+    assert (plain - mirrored).norm() > 0.1 * plain.norm()
+    assert (plain - mirrored.flip(-1)).norm() > 0  # nor are they the mirrored features

@@ -1,0 +1,84 @@
+"""A script's options: one dataclass is the command line, its bounds and the run's config.json."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llamaxr.errors import UserError
+from llamaxr.options import from_json, option, parse, to_json
+from llamaxr.run import TrainOptions
+
+
+@dataclass(frozen=True)
+class Options:
+    rate: float = option(0.5, "a share, in %", above=0, at_most=1)
+    count: int = option(3, "how many", at_least=1)
+    kind: str = option("a", "which", choices=("a", "b"))
+    out_dir: Path | None = option(None, "where")
+    fast: bool = option(False, "hurry")
+
+
+def test_flags_are_the_fields_and_defaults_stand_where_none_is_given():
+    options, _, given = parse(Options, "", [])
+    assert options == Options() and given == set()
+    options, rest, given = parse(
+        Options, "", ["x", "--rate", "1", "--out-dir", "d", "--fast"], {"name": {}}
+    )
+    assert options == Options(rate=1.0, out_dir=Path("d"), fast=True) and rest.name == "x"
+    assert given == {"rate", "out_dir", "fast"}
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--rate", "0"], "--rate is 0.0; it must be above 0"),
+        (["--rate", "1.01"], "--rate is 1.01; it must be at most 1"),
+        (["--rate", "nan"], "--rate is nan"),
+        (["--count", "0"], "--count is 0; it must be at least 1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_with_flag_and_bound(argv, says):
+    with pytest.raises(UserError, match=says):
+        parse(Options, "", argv)
+
+
+@pytest.mark.parametrize("argv", [["--kind", "c"], ["--count", "1.5"], ["--unknown"], ["--fast", "no"], ["--rate"]])
+def test_bad_usage_exits_with_code_two(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Options, "", argv)
+    assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_help_shows_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse(Options, "What it does.", ["--help"])
+    text = capsys.readouterr().out
+    assert "a share, in % (default: 0.5)" in text and "where (default: none)" in text
+
+
+@pytest.mark.parametrize("options", [Options(), Options(0.25, 7, "b", Path("x/y"), True), TrainOptions()])
+def test_options_come_back_from_json_as_they_went_in(options):
+    assert from_json(type(options), to_json(options), Path("config.json")) == options
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rate": "0.5"}, {"rate": True}, {"count": 1.0}, {"count": True}, {"count": None}, {"fast": 1},
+     {"out_dir": 3}, {"kind": "c"}, {"count": 0}, {"rate": None}],
+)  # fmt: skip
+def test_a_config_with_a_wrong_type_or_bound_is_refused(change):
+    with pytest.raises(UserError, match=next(iter(change)).replace("_", ".")):
+        from_json(Options, {**to_json(Options()), **change}, Path("config.json"))
+
+
+def test_a_config_that_lacks_an_option_is_refused():
+    values = to_json(Options())
+    del values["count"]
+    with pytest.raises(UserError, match="config.json does not hold.*count"):
+        from_json(Options, values, Path("config.json"))
+
+
+def test_a_config_with_an_unknown_option_is_refused():
+    with pytest.raises(UserError, match="config.json does not hold.*newer"):
+        from_json(Options, {**to_json(Options()), "newer": 1}, Path("config.json"))

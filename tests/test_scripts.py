@@ -1,0 +1,334 @@
+"""train.py, generate.py and eval.py as a user meets them: what they leave, what they say, how they refuse.
+
+All runs are of six steps on forty phantoms in R2Gen's layout. Most go through `main` in this process, since
+a subprocess costs seconds of imports; those that must be a process of their own are one.
+"""
+
+import errno
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+from llamaxr import checkpoint
+from llamaxr.data.phantom import phantom
+from llamaxr.errors import one_line_errors
+
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+train, generate, evaluate = (importlib.import_module(name) for name in ("train", "generate", "eval"))
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_as_it_was():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    torch.set_flush_denormal(False)  # train.py sets it
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Forty phantoms in R2Gen's layout: 24 to train, 8 to validate, 8 to test."""
+    root = tmp_path_factory.mktemp("iu")
+    annotation = {"train": [], "val": [], "test": []}
+    for i in range(40):
+        split = "train" if i < 24 else "val" if i < 32 else "test"
+        _, films, report = phantom(0, i)
+        names = [f"{i}/{view}.png" for view in range(len(films))]
+        (root / "images" / str(i)).mkdir(parents=True)
+        for name, film in zip(names, films, strict=True):
+            Image.fromarray(film).save(root / "images" / name)
+        annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
+    (root / "annotation.json").write_text(json.dumps(annotation))
+    return root
+
+
+@pytest.fixture(scope="session")
+def options(root):
+    return ["--data", "iu_xray", "--root", root, "--cache", root / "cache", "--device", "cpu", "--steps", 6,
+            "--batch", 4, "--val-every", 3, "--val-studies", 4, "--max-report-tokens", 30, "--n-samples", 1,
+            "--warmup", 2]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run(root, options):
+    """A finished run; tests that change it copy it."""
+    call(train, *options, "--out", root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def images(root):
+    return [root / "images" / f"{i}/0.png" for i in (32, 33, 34)]
+
+
+def call(script, *argv):
+    with one_line_errors():
+        script.main([str(a) for a in argv])
+
+
+def refusal(capsys, script, *argv) -> str:
+    """The one line with which a script refuses; no report is written beside it."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        call(script, *argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and "Traceback" not in err
+    assert script is not generate or out == ""
+    return one_error(err)
+
+
+def one_error(err: str) -> str:
+    (line,) = [line for line in re.split(r"[\r\n]", err) if "error:" in line]
+    assert err.endswith(line + "\n")
+    return line
+
+
+def metrics(run):
+    """The lines of metrics.jsonl, without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+
+
+def start(script, *argv):
+    threads = str(torch.get_num_threads())  # as here, so that sums are added up in the same order
+    return subprocess.Popen(
+        [sys.executable, f"{script}.py", *map(str, argv)], cwd=HOME, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": threads},
+    )  # fmt: skip
+
+
+def wait_for_step(run, step, seconds=60):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        path = run / "metrics.jsonl"
+        if path.is_file() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.005)
+    raise TimeoutError(f"{run} did not come to step {step}")
+
+
+# train.py
+
+
+def test_a_training_run_leaves_its_options_losses_samples_and_a_checkpoint(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["steps"] == 6 and config["data"] == "iu_xray"
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(7))
+    assert [line["step"] for line in lines if "val_loss" in line] == [0, 3, 6]
+    assert all("loss" in line for line in lines[1:])
+    assert Image.open(run / "loss.png").size[0] > 300
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in samples] == [3, 6] and all(s["reference"] for s in samples)
+    assert checkpoint.last(run).name == "step-000006"
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_a_killed_run_resumes_to_bitwise_the_same_losses(run, root, options):
+    killed = root / "killed"
+    process = start("train", *options, "--out", killed)
+    try:
+        wait_for_step(killed, 4)
+    finally:
+        process.kill()
+        process.communicate()
+    assert checkpoint.last(killed).name == "step-000003" and process.returncode == -signal.SIGKILL
+    call(train, "--resume", killed)
+    assert metrics(killed) == metrics(run)
+
+
+def test_a_terminated_run_saves_and_says_how_to_resume(run, root, options, capsys):
+    stopped = root / "stopped"
+
+    def terminate():
+        wait_for_step(stopped, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    with pytest.raises(SystemExit) as stop:
+        call(train, *options, "--out", stopped)
+    thread.join()
+    assert stop.value.code == 128 + signal.SIGTERM
+    step = metrics(stopped)[-1]["step"]
+    assert checkpoint.last(stopped).name == f"step-{step:06d}"
+    assert f"train.py --resume {stopped}" in "".join(capsys.readouterr())
+    call(train, "--resume", stopped)
+    assert metrics(stopped) == metrics(run)
+
+
+@pytest.mark.parametrize("bridge", ["scores", "both"])
+def test_the_other_bridges_train_and_write_too(bridge, root, options, images, capsys):
+    out = root / f"bridge-{bridge}"
+    call(train, *options, "--out", out, "--bridge", bridge, "--steps", 2)
+    capsys.readouterr()
+    call(generate, images[0], "--run", out, "--max-tokens", 5)
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_full_disk_costs_no_finished_checkpoint(run, root, options, capsys, monkeypatch):
+    out, save_file, calls = root / "full", checkpoint.save_file, []
+
+    def fails(error, after):
+        def save(tensors, path):
+            calls.append(path)
+            if len(calls) > after:
+                path.write_bytes(b"half")
+                raise error
+            save_file(tensors, path)
+
+        calls.clear()
+        monkeypatch.setattr(checkpoint, "save_file", save)
+
+    fails(OSError(errno.ENOSPC, "No space left on device"), after=4)  # three files a checkpoint
+    assert "no room left on the disk" in refusal(capsys, train, *options, "--out", out)
+    assert [f.name for f in out.glob("step-*")] == ["step-000003"]
+    fails(SafetensorError("I/O error: No space left on device"), after=0)
+    assert "free some space" in refusal(capsys, train, "--resume", out)
+    assert [f.name for f in out.glob("step-*")] == ["step-000003"]
+    monkeypatch.undo()
+    call(train, "--resume", out)
+    assert metrics(out) == metrics(run)
+
+
+@pytest.mark.parametrize("val_every, step", [(1, "1"), (6, "[2-6]")])
+def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(val_every, step, tmp_path, options, capsys):
+    high = ["--lr", 1e30, "--projector-lr", 1e30, "--clip", 1e30, "--val-every", val_every]
+    line = refusal(capsys, train, *options, "--out", tmp_path / "run", *high)
+    assert re.search(rf"loss is (nan|inf) at step {step}; the last good checkpoint is none yet", line)
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
+    assert "finished its 6 steps" in refusal(capsys, train, "--resume", run)
+    assert "leave out --lr" in refusal(capsys, train, "--resume", run, "--lr", 1)
+    assert "exists already" in refusal(capsys, train, *options, "--out", run)
+    assert "does not exist" in refusal(capsys, train, "--resume", tmp_path / "none")
+    new = ["--out", tmp_path / "new"]
+    assert "--lr is 0.0" in refusal(capsys, train, *options, *new, "--lr", 0)
+    assert "invalid choice: 'mimic'" in refusal(capsys, train, "--data", "mimic", *new)
+    assert "needs --root" in refusal(capsys, train, "--data", "iu_xray", *new)
+    assert "annotation.json is missing" in refusal(capsys, train, "--data", "iu_xray", "--root", tmp_path, *new)
+    assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
+    assert "is not a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
+    assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
+    assert not (tmp_path / "new").exists()
+
+
+# generate.py
+
+
+def reports(capsys, *argv) -> list[str]:
+    capsys.readouterr()
+    call(generate, *argv)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_report_alone_goes_to_stdout_and_the_warning_to_stderr(run, images):
+    process = start("generate", images[0], "--run", run, "--max-tokens", 20)
+    out, err = process.communicate()
+    assert process.returncode == 0 and out.count("\n") == 1 and len(out.split()) > 2
+    assert "No output of this program is for clinical use." in err and str(run) in err
+
+
+def test_a_refused_command_prints_one_line_and_exits_with_code_two(run, tmp_path):
+    process = start("generate", tmp_path / "none.png", "--run", tmp_path / "norun")
+    out, err = process.communicate()
+    assert process.returncode == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_each_image_is_a_study_of_its_own_and_written_as_if_alone(run, images, capsys):
+    rest = ("--run", run, "--max-tokens", 20)
+    each = reports(capsys, *images, "--each", *rest)
+    alone = [reports(capsys, image, *rest) for image in images]
+    assert each == [f"{image}: {report.strip()}" for image, (report,) in zip(images, alone, strict=True)]
+    assert each == reports(capsys, *images, "--each", "--batch", 2, *rest)
+
+
+def test_json_is_one_object_a_study(run, images, capsys):
+    both = images[0].with_name("1.png")
+    (line,) = reports(capsys, images[0], both, "--json", "--run", run, "--max-tokens", 20)
+    value = json.loads(line)
+    assert value["images"] == [str(images[0]), str(both)] and value["report"] and value["run"] == str(run)
+    lines = reports(capsys, *images, "--each", "--json", "--run", run, "--max-tokens", 5)
+    assert [json.loads(line)["images"] for line in lines] == [[str(image)] for image in images]
+
+
+def test_beams_and_drawn_tokens_write_a_report_and_a_seed_repeats_it(run, images, capsys):
+    rest = (images[0], "--run", run, "--max-tokens", 12)
+    (beam,) = reports(capsys, *rest, "--beams", 2)
+    first, again, other = (reports(capsys, *rest, "--temperature", 2, "--seed", s) for s in (0, 0, 1))
+    assert beam and first == again != other
+
+
+def test_generate_refuses_in_one_line(run, root, images, capsys, tmp_path):
+    image, at = images[0], ("--run", run)
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    assert "use --each" in refusal(capsys, generate, *images, *at)
+    assert "no radiograph at" in refusal(capsys, generate, tmp_path / "none.png", *at)
+    assert "text.png" in refusal(capsys, generate, text, *at)
+    assert "is not a file" in refusal(capsys, generate, tmp_path, *at)
+    assert "does not exist" in refusal(capsys, generate, image, "--run", tmp_path / "none")
+    assert "config.json" in refusal(capsys, generate, image, "--run", tmp_path)
+    assert "--max-tokens is 0" in refusal(capsys, generate, image, *at, "--max-tokens", 0)
+    assert "exclude each other" in refusal(capsys, generate, image, *at, "--beams", 2, "--temperature", 1)
+    assert "arguments are required" in refusal(capsys, generate, *at)
+
+
+@pytest.mark.parametrize(
+    "file, what",
+    [("adapter_model.safetensors", "damaged"), ("projector.safetensors", "damaged"), ("state.json", "damaged"),
+     ("../config.json", "damaged")],
+)  # fmt: skip
+def test_a_damaged_run_is_refused_in_one_line(file, what, run, images, capsys, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for step in copy.glob("step-*"):
+        whole = (step / file).read_bytes()
+        (step / file).write_bytes(whole[: len(whole) // 2])
+    assert what in refusal(capsys, generate, images[0], "--run", copy)
+
+
+def test_a_run_without_a_checkpoint_is_refused_in_one_line(run, images, capsys, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("step-*"))
+    for script, argv in ((generate, [images[0], "--run", copy]), (evaluate, ["--run", copy]),
+                         (train, ["--resume", copy])):  # fmt: skip
+        assert "no checkpoint" in refusal(capsys, script, *argv)
+
+
+# eval.py
+
+
+def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
+    capsys.readouterr()
+    call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 20, "--limit", 6)
+    table = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    for who in ("model", "images swapped", "constant report"):
+        assert f"all (6): {who}" in table
+        assert 0 <= results["scores"]["all"][who]["rouge_l"] <= 1
+    assert results["settings"]["studies"] == 6 and results["distinct_reports"]["constant report"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [str(i) for i in range(32, 38)]
+    assert lines[0].keys() == {"id", "reference", "generated", "generated_swapped"}
+
+
+def test_eval_refuses_in_one_line(run, capsys, tmp_path):
+    assert "swapping needs two" in refusal(capsys, evaluate, "--run", run, "--limit", 1)
+    assert "annotation.json is missing" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
+    assert "invalid choice" in refusal(capsys, evaluate, "--run", run, "--split", "all")

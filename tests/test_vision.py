@@ -1,0 +1,102 @@
+"""DenseNet is torchxrayvision's network, and takes its input in its range alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.models import densenet121
+
+from llamaxr.errors import UserError
+from llamaxr.vision import DENSENET121, PATHOLOGIES, TINY, TINY_WEIGHTS, Vision, load_vision
+
+
+def radiographs(n=2):
+    return torch.rand(n, 1, 224, 224, generator=torch.Generator().manual_seed(0)) * 2048 - 1024
+
+
+@pytest.fixture(scope="module")
+def large():
+    torch.manual_seed(0)
+    return Vision(DENSENET121).eval()
+
+
+def test_the_large_network_is_densenet_121_with_one_grey_channel(large):
+    peer = densenet121(num_classes=18)
+    numbers = sum(p.numel() for p in peer.parameters()) - 2 * 64 * 7 * 7  # the stem's other two channels
+    assert sum(p.numel() for p in large.net.parameters()) == numbers
+    assert large.net.state_dict().keys() == peer.state_dict().keys()
+    with torch.inference_mode():
+        grid = large.features(radiographs(1))
+    assert grid.shape == (1, 1024, 7, 7) and grid.amin() >= 0
+    assert large.scores(grid).shape == (1, 18)
+
+
+def test_pathologies_stand_in_torchxrayvisions_order():
+    xrv = pytest.importorskip("torchxrayvision")
+    assert list(PATHOLOGIES) == list(xrv.datasets.default_pathologies)
+
+
+def test_features_and_scores_equal_torchxrayvisions_for_the_same_weights(large):
+    xrv = pytest.importorskip("torchxrayvision")
+    peer = xrv.models.DenseNet(num_classes=18, in_channels=1, apply_sigmoid=True).eval()
+    large.net.load_state_dict(peer.state_dict())
+    x = radiographs(1)
+    with torch.inference_mode():
+        grid = large.features(x)
+        # the same operations in the same order
+        torch.testing.assert_close(grid.mean(dim=(2, 3)), peer.features2(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(large.scores(grid), peer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_radiographs_scaled_to_one_trip_the_assertion(large):
+    with pytest.raises(AssertionError, match="1024"):
+        large.features(radiographs(1) / 1024)
+
+
+def test_the_embedded_network_is_small_frozen_and_tells_images_apart():
+    vision = load_vision("tiny")
+    assert sum(p.numel() for p in vision.parameters()) < 1e6 and not vision.training
+    assert not any(p.requires_grad for p in vision.parameters()) and len(vision.hash) == 64
+    grids = vision.features(radiographs(2))
+    assert not torch.allclose(grids[0], grids[1])
+
+
+def test_a_file_without_an_architecture_is_densenet_121(large, tmp_path):
+    save_file(large.net.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_vision(tmp_path / "w.safetensors")
+    assert loaded.n_channels == 1024
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), large.parameters(), strict=True))
+
+
+def bad(path, what):
+    tensors = load_file(TINY_WEIGHTS)
+    if what == "truncated":
+        path.write_bytes(TINY_WEIGHTS.read_bytes()[:1000])
+    elif what == "cut":
+        path.write_bytes(TINY_WEIGHTS.read_bytes()[:-1000])
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "of another architecture":
+        save_file(tensors, path)  # no metadata: taken for DenseNet-121
+    elif what == "short of a tensor":
+        tensors.pop("classifier.bias")
+        save_file(tensors, path, {"densenet": json.dumps(TINY)})
+    elif what in ("{", "7", '{"block_config": [2]}', '{"growth_rate": 9999, "block_config": [1]}'):
+        save_file(tensors, path, {"densenet": what})
+    return path
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["missing", "truncated", "cut", "empty", "of another architecture", "short of a tensor",
+     "{", "7", '{"block_config": [2]}', '{"growth_rate": 9999, "block_config": [1]}'],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, what):
+    with pytest.raises(UserError, match="weights.safetensors"):
+        load_vision(bad(tmp_path / "weights.safetensors", what))
+
+
+def test_densenet121_without_a_file_is_refused_with_what_to_give():
+    with pytest.raises(UserError, match="--vision FILE"):
+        load_vision("densenet121")
