@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"the loss is {worst} at step {step}; the last good checkpoint is "
                 f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr"
             )
-        write_line(log, line)  # before the checkpoint: a resumed run drops the lines after its checkpoint only
+        write_line(log, line)  # before its checkpoint, so that a run killed between lacks no line
         if "val_loss" in line:
             tqdm.write(f"step {step}: validation loss {line['val_loss']:.4f}")
             show_samples(run, step, model, shown, options)

@@ -48,7 +48,9 @@ def test_kept_features_equal_fresh_ones_and_are_not_computed_again(vision, studi
 
 
 def test_features_do_not_depend_on_the_batch_they_were_looked_at_in(vision, studies):
-    for a, b in zip(study_features(vision, studies, CPU, batch=1), study_features(vision, studies, CPU), strict=True):
+    for a, b in zip(
+        study_features(vision, studies, CPU, batch=1), study_features(vision, studies, CPU), strict=True
+    ):
         # fp16 keeps 11 bits; convolutions of another batch add up in another order
         torch.testing.assert_close(a.grids, b.grids, rtol=2e-3, atol=1e-3)
 

@@ -22,9 +22,7 @@ class Options:
 def test_flags_are_the_fields_and_defaults_stand_where_none_is_given():
     options, _, given = parse(Options, "", [])
     assert options == Options() and given == set()
-    options, rest, given = parse(
-        Options, "", ["x", "--rate", "1", "--out-dir", "d", "--fast"], {"name": {}}
-    )
+    options, rest, given = parse(Options, "", ["x", "--rate", "1", "--out-dir", "d", "--fast"], {"name": {}})
     assert options == Options(rate=1.0, out_dir=Path("d"), fast=True) and rest.name == "x"
     assert given == {"rate", "out_dir", "fast"}
 
@@ -43,7 +41,9 @@ def test_a_value_out_of_bounds_is_refused_with_flag_and_bound(argv, says):
         parse(Options, "", argv)
 
 
-@pytest.mark.parametrize("argv", [["--kind", "c"], ["--count", "1.5"], ["--unknown"], ["--fast", "no"], ["--rate"]])
+@pytest.mark.parametrize(
+    "argv", [["--kind", "c"], ["--count", "1.5"], ["--unknown"], ["--fast", "no"], ["--rate"]]
+)
 def test_bad_usage_exits_with_code_two(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(Options, "", argv)

@@ -205,7 +205,7 @@ def _make_study(job: tuple[Path, int, int, str, int]) -> dict:
     name = f"phantom-{seed}-{i:05d}"
     views = [f"{name}_{view}.png" for view in VIEWS[: len(films)]]
     for file, film in zip(views, films, strict=True):
-        temporary = images / f"{file}.tmp"  # renamed when whole: an interrupted redrawing leaves no half image
+        temporary = images / f"{file}.tmp"  # so that no half image is ever left
         Image.fromarray(film).save(temporary, format="PNG", compress_level=1)
         os.replace(temporary, images / file)
     names = [f.name for f in findings]

@@ -31,7 +31,9 @@ def refused(root):
 
 
 def test_studies_come_in_the_files_order_with_their_images(tmp_path):
-    a, b = load_studies(write(tmp_path, {"train": [entry("CXR1", report=" The heart\n is  big. "), entry("CXR2")]}))
+    a, b = load_studies(
+        write(tmp_path, {"train": [entry("CXR1", report=" The heart\n is  big. "), entry("CXR2")]})
+    )
     assert (a.id, b.id) == ("CXR1", "CXR2")
     assert a.report == "The heart is big." and a.findings is None
     assert a.frontal == tmp_path / "images/CXR1/0.png" and a.lateral == tmp_path / "images/CXR1/1.png"
@@ -69,7 +71,9 @@ def test_a_study_named_twice_is_refused(tmp_path):
     assert "twice" in refused(write(tmp_path, {"train": [entry("a")], "test": [entry("a", "test")]}))
 
 
-@pytest.mark.parametrize("text", ["", '{"train": [', "[]", '{"train": [{}]}', '{"train": 3}', '{"train": [7]}'])
+@pytest.mark.parametrize(
+    "text", ["", '{"train": [', "[]", '{"train": [{}]}', '{"train": 3}', '{"train": [7]}']
+)
 def test_a_damaged_annotation_is_refused_by_name(tmp_path, text):
     assert "annotation.json is damaged" in refused(write(tmp_path, text, images=False))
 
@@ -78,7 +82,9 @@ def test_an_annotation_without_studies_is_refused(tmp_path):
     assert "no study" in refused(write(tmp_path, {"train": []}))
 
 
-@pytest.mark.parametrize("change", [{"split": "dev"}, {"report": " "}, {"image_path": []}, {"image_path": ["x"] * 3}])
+@pytest.mark.parametrize(
+    "change", [{"split": "dev"}, {"report": " "}, {"image_path": []}, {"image_path": ["x"] * 3}]
+)
 def test_an_entry_that_is_no_study_is_refused(tmp_path, change):
     assert "study a has split" in refused(write(tmp_path, {"train": [{**entry("a"), **change}]}))
 

@@ -38,7 +38,9 @@ def test_a_report_says_exactly_the_findings_it_was_written_from(imagined):
 
 
 def test_hints_list_findings_with_their_places():
-    listed = hints((Finding("cardiomegaly"), Finding("nodule", "right", "upper"), Finding("effusion", "left")))
+    listed = hints(
+        (Finding("cardiomegaly"), Finding("nodule", "right", "upper"), Finding("effusion", "left"))
+    )
     assert listed == "cardiomegaly; nodule, right upper lobe; effusion, left"
     assert hints(()) == "normal"
 

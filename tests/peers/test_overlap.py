@@ -6,8 +6,10 @@ import pytest
 from llamaxr.metrics.overlap import rouge_l
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-WORDS = ("The heart is enlarged normal lungs are clear, hyperinflated. There's effusions effusion nodules 1.2 cm "
-         "opacities opacity T-spine Calcified calcification pneumothorax; no NOT bilaterally degenerative").split()  # fmt: skip
+WORDS = (
+    "The heart is enlarged normal lungs are clear, hyperinflated. There's effusions effusion nodules "
+    "1.2 cm opacities opacity T-spine Calcified calcification pneumothorax; no NOT bilaterally"
+).split()
 
 
 def test_rouge_l_equals_rouge_scores_with_its_stemmer():

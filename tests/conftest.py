@@ -1,0 +1,63 @@
+"""Shared by the tests: a tiny checkpoint folder, written by transformers and tokenizers, not by ourselves."""
+
+import pytest
+import torch
+
+REPORTS = [
+    "The heart is normal in size. The lungs are clear. No pneumothorax or pleural effusion.",
+    "There is a calcified granuloma in the left upper lobe, 12 mm. Heart size is normal.",
+    "Cardiomegaly. Small right pleural effusion. Don't exclude 3's and it's XXXX.",
+]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def write_base(folder, words="llama3", n_heads=4, n_kv_heads=2, head_dim=16, tied=True, rope_scaling=None, seed=0):
+    """A random Llama checkpoint with a BPE tokenizer; gives transformers' model and tokenizers' tokenizer."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    llama3 = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = {
+        "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+        "digits": pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        "llama3": pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(llama3), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+    }[words]
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        REPORTS * 3, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=448, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=n_heads,
+        num_key_value_heads=n_kv_heads, head_dim=head_dim, max_position_embeddings=4096, tie_word_embeddings=tied,
+        rope_scaling=rope_scaling, bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model, tokenizer
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A folder with a tiny random Llama (2 layers, dim 64, vocabulary 448)."""
+    folder = tmp_path_factory.mktemp("base")
+    write_base(folder)
+    return folder

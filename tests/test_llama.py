@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+
+from llamaxr.llama import KVCache, Llama, LlamaConfig, RopeScaling, rope_frequencies
+from llamaxr.weights import load_llama
+
+SMALL = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
+
+
+@pytest.fixture()
+def model():
+    torch.manual_seed(0)
+    return Llama(SMALL).eval()
+
+
+def test_a_later_token_changes_no_earlier_logit(model):
+    a = torch.randint(0, 50, (1, 12))
+    b = a.clone()
+    b[0, 8] = (b[0, 8] + 1) % 50
+    with torch.no_grad():
+        x, y = model(a), model(b)
+    assert torch.equal(x[:, :8], y[:, :8])
+    assert not torch.allclose(x[:, 8:], y[:, 8:])
+
+
+def test_reading_through_the_cache_equals_reading_at_once(model):
+    ids = torch.randint(0, 50, (2, 11))
+    with torch.no_grad():
+        x = model.embed_tokens(ids)
+        whole = model.hidden(x)
+        cache = KVCache(SMALL, 2, 11, "cpu", torch.float32)
+        parts = [model.hidden(x[:, a:b], None, cache) for a, b in ((0, 5), (5, 8), (8, 9), (9, 10), (10, 11))]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)  # other sums, other rounding: fp32
+
+
+def test_filler_at_the_left_changes_nothing(model):
+    ids = torch.randint(0, 50, (1, 7))
+    with torch.no_grad():
+        alone = model.hidden(model.embed_tokens(ids))
+        x = model.embed_tokens(torch.cat([torch.randint(0, 50, (1, 4)), ids], 1)).repeat(2, 1, 1)
+        padded = model.hidden(x, torch.tensor([4, 0]))
+    assert torch.allclose(padded[:1, 4:], alone, atol=1e-5)
+    assert padded.isfinite().all()
+
+
+def test_plain_rope_is_the_formula():
+    config = LlamaConfig(rope_scaling=None, head_dim=64, rope_theta=10000.0)
+    expected = torch.tensor([10000.0 ** (-2 * i / 64) for i in range(32)])
+    assert torch.allclose(rope_frequencies(config, torch.device("cpu")), expected)
+
+
+def test_rope_of_llama_31_keeps_fast_waves_and_slows_long_ones_by_the_factor():
+    plain = rope_frequencies(LlamaConfig(rope_scaling=None), torch.device("cpu"))
+    scaled = rope_frequencies(LlamaConfig(rope_scaling=RopeScaling()), torch.device("cpu"))
+    waves = 2 * math.pi / plain
+    fast, slow = waves < 8192 / 4, waves > 8192
+    assert torch.equal(scaled[fast], plain[fast])
+    assert torch.allclose(scaled[slow], plain[slow] / 8)
+    between = ~fast & ~slow
+    assert between.any() and (scaled[between] < plain[between]).all() and (scaled[between] > plain[between] / 8).all()
+
+
+@pytest.mark.gpu
+def test_cuda_in_bf16_agrees_with_the_cpu(base):
+    ids = torch.randint(3, 400, (2, 20))
+    cpu, _ = load_llama(base)
+    gpu, _ = load_llama(base, "nf4", torch.bfloat16, "cuda")
+    nf4, _ = load_llama(base, "nf4")
+    with torch.no_grad():
+        assert torch.allclose(gpu(ids.cuda()).float().cpu(), nf4(ids), atol=0.5)
+        assert cpu(ids).isfinite().all()

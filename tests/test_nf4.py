@@ -1,0 +1,59 @@
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llamaxr.nf4 import NF4Linear
+
+
+@pytest.fixture()
+def weight():
+    return torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_codes_and_statistics_are_bitsandbytes_own(weight):
+    layer = NF4Linear.quantise(weight)
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
+    assert torch.equal(layer.packed, packed)
+    assert torch.equal(layer.state.absmax, state.absmax)
+    assert torch.equal(layer.state.state2.absmax, state.state2.absmax)
+    assert torch.equal(layer.state.offset, state.offset)
+
+
+def test_a_weight_takes_four_bits(weight):
+    assert NF4Linear.quantise(weight).packed.numel() == weight.numel() // 2
+
+
+def test_quantising_errs_by_at_most_half_the_widest_step(weight):
+    restored = NF4Linear.quantise(weight).dequantise(torch.float32)
+    absmax = weight.reshape(-1, 64).abs().amax(1, keepdim=True)
+    error = (restored - weight).reshape(-1, 64).abs() / absmax
+    assert error.max() < 0.304 / 2 + 0.02  # NF4's widest gap is -1 to -0.696; 0.02: 8-bit absmaxes
+
+
+def test_forward_and_input_gradient_equal_those_of_the_dequantised_weight(weight):
+    layer = NF4Linear.quantise(weight)
+    x = torch.randn(3, 5, 128, requires_grad=True)
+    y = layer(x)
+    grad = torch.randn_like(y)
+    (ours,) = torch.autograd.grad(y, x, grad)
+    plain = F.linear(x, layer.dequantise(torch.float32))
+    (theirs,) = torch.autograd.grad(plain, x, grad)
+    assert torch.equal(y, plain)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_backward_keeps_no_dequantised_weight_alive(weight):
+    layer = NF4Linear.quantise(weight)
+    y = layer(torch.randn(2, 128, requires_grad=True))
+    assert y.grad_fn.saved_tensors == ()
+
+
+@pytest.mark.gpu
+def test_the_fused_kernel_of_one_token_agrees_with_the_plain_path(weight):
+    layer = NF4Linear.quantise(weight.cuda())
+    x = torch.randn(1, 1, 128, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        fused = layer(x)
+    plain = F.linear(x, layer.dequantise(torch.bfloat16))
+    assert torch.allclose(fused, plain, atol=0.1, rtol=0.05)  # bf16 keeps 8 bits
