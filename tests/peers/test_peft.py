@@ -1,0 +1,58 @@
+"""LoRA and its files against peft."""
+
+import pytest
+import torch
+
+from llamaxr import checkpoint
+from llamaxr.lora import add_lora
+from llamaxr.model import LlamaXR
+from llamaxr.projector import Projector
+from llamaxr.weights import load_llama
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+
+def ours(base):
+    llama, tokenizer = load_llama(base)
+    torch.manual_seed(0)
+    add_lora(llama, 4, 8.0)
+    return LlamaXR(Projector(8, 64, grid=2), llama, tokenizer, "tokens")
+
+
+def save(model, folder):
+    return checkpoint.save(folder, model, {"base": "x", "rank": 4, "lora_alpha": 8.0}, 1, 0.5)
+
+
+def test_peft_loads_our_adapter_and_gives_the_same_logits(base, tmp_path):
+    model = ours(base)
+    for name, p in model.llama.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    folder = save(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), folder).eval()
+    ids = torch.randint(3, 400, (2, 20))
+    with torch.no_grad():
+        assert (theirs(ids).logits - model.llama(ids)).abs().max() <= 1e-4
+
+
+def test_training_follows_peft(base, tmp_path):
+    model = ours(base)
+    folder = save(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.LlamaForCausalLM.from_pretrained(base), folder, is_trainable=True
+    )
+    losses = {}
+    for name, net, logits in (("ours", model.llama, model.llama), ("peft", theirs, lambda i: theirs(i).logits)):
+        generator = torch.Generator().manual_seed(5)
+        optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-3)
+        losses[name] = []
+        for _ in range(20):
+            ids = torch.randint(3, 400, (2, 20), generator=generator)
+            loss = torch.nn.functional.cross_entropy(logits(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[name].append(loss.item())
+    assert losses["ours"] == pytest.approx(losses["peft"], abs=1e-4)
+    assert losses["ours"][-1] != losses["ours"][0]

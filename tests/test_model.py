@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from llamaxr.features import StudyFeatures
+from llamaxr.lora import add_lora
+from llamaxr.model import LlamaXR
+from llamaxr.projector import Projector
+from llamaxr.prompt import SLOT
+from llamaxr.weights import load_llama
+
+REPORTS = ["The heart is normal in size.", "There is a calcified granuloma in the left upper lobe."]
+
+
+def assemble(base, bridge="tokens"):
+    llama, tokenizer = load_llama(base, "nf4")
+    torch.manual_seed(0)
+    add_lora(llama, 4, 8.0)
+    return LlamaXR(Projector(8, 64, grid=2, token_std=0.2), llama, tokenizer, bridge)
+
+
+def study(seed, views=(0, 1)):
+    g = torch.Generator().manual_seed(seed)
+    return StudyFeatures(list(views), torch.rand(len(views), 8, 7, 7, generator=g), torch.rand(len(views), 18, generator=g))
+
+
+@pytest.fixture()
+def model(base):
+    return assemble(base)
+
+
+def test_soft_tokens_stand_in_their_slots_in_order(model):
+    studies = [study(1), study(2, views=(1,))]
+    batch = model.collate(studies)
+    x = model.embed(batch)
+    soft = model.projector(batch.grids, batch.views).flatten(0, 1)
+    assert torch.equal(x[batch.ids == SLOT], soft)
+    words = batch.ids != SLOT
+    assert torch.equal(x[words], model.llama.embed_tokens(batch.ids[words]))
+
+
+def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):
+    studies = [study(1), study(2, views=(0,))]
+    whole, n = model.loss(model.collate(studies, REPORTS))
+    parts = [model.loss(model.collate([s], [r])) for s, r in zip(studies, REPORTS, strict=True)]
+    assert n == sum(p[1] for p in parts)
+    assert torch.allclose(whole, sum(p[0] for p in parts), rtol=1e-4)
+
+
+def test_the_loss_does_not_depend_on_the_order_of_studies(model):
+    studies = [study(1), study(2)]
+    a, _ = model.loss(model.collate(studies, REPORTS))
+    b, _ = model.loss(model.collate(studies[::-1], REPORTS[::-1]))
+    assert torch.allclose(a, b, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bridge", ["tokens", "scores", "both"])
+def test_another_image_gives_another_loss(base, bridge):
+    model = assemble(base, bridge)
+    a, _ = model.loss(model.collate([study(1)], REPORTS[:1]))
+    b, _ = model.loss(model.collate([study(2)], REPORTS[:1]))
+    assert not torch.allclose(a, b, rtol=1e-4)
+
+
+def test_projector_and_lora_learn_and_nothing_else(model):
+    model.loss(model.collate([study(1)], REPORTS[:1]))[0].backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learning == {n for n, _ in model.named_parameters() if n.startswith("projector.") or "lora_" in n}
+    assert model.projector.fc1.weight.grad.abs().sum() > 0
+
+
+def test_the_bridge_of_scores_has_no_slots(base):
+    batch = assemble(base, "scores").collate([study(1)])
+    assert (batch.ids != SLOT).all()
