@@ -48,7 +48,8 @@ class GenerateOptions:
 
 def main(argv: list[str] | None = None) -> None:
     options, extra, _ = parse(GenerateOptions, __doc__, argv, {"images": {
-        "nargs": "+", "type": Path, "metavar": "IMAGE", "help": "frontal [lateral]; with --each any number"}})  # fmt: skip
+        "nargs": "+", "type": Path, "metavar": "IMAGE", 
+        "help": "frontal [lateral]; with --each any number"}})  # fmt: skip
     if not options.each and len(extra.images) > 2:
         raise UserError(
             f"{len(extra.images)} images: a study has a frontal and a lateral; use --each for one study each"
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     run = options.run or newest_run() or DEMO
     trained, vision, model, step = open_run(run, options.device)
     device = model.projector.place.device
-    print(f"{run} (step {int(step.name[5:])}, base {trained.base}, vision {trained.vision}) on {device}. {WARNING}",
+    print(f"{run} ({step.name}, base {trained.base}, vision {trained.vision}) on {device}. {WARNING}",
           file=sys.stderr)  # fmt: skip
     if trained.data == "sample":
         print(DEMO_WARNING, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Train LLaMA-XR: the projector and the LoRA layers learn to write reports; DenseNet and the base stay frozen.
+"""Train LLaMA-XR: projector and LoRA learn to write reports; DenseNet and the base stay frozen.
 
 python train.py                                                  the embedded sample, minutes on two cores
 python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
@@ -18,6 +18,7 @@ from llamaxr import checkpoint
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import study_features
+from llamaxr.model import Batch, LlamaXR
 from llamaxr.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
 from llamaxr.run import CACHE, RUNS, TrainOptions, build, load_studies, newest_run, pick_device
@@ -49,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     # The longest reports are shown: they have findings to be right or wrong about.
     shown = sorted(val, key=lambda pair: -len(pair[1].report))[: options.n_samples]
 
-    groups = [{"params": [p for n, p in model.named_parameters() if p.requires_grad and ("lora_" in n) == lora],
-               "peak": options.lr if lora else options.projector_lr} for lora in (True, False)]  # fmt: skip
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapters = [p for name, p in learning.items() if "lora_" in name]
+    others = [p for name, p in learning.items() if "lora_" not in name]
+    groups = [{"params": adapters, "peak": options.lr}, {"params": others, "peak": options.projector_lr}]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
     trainable = [p for group in groups for p in group["params"]]
     start = 0
@@ -77,8 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         began = time.perf_counter()
         # The batches depend on the seed and the step alone, so a resumed run sees what it would have seen.
         chosen = studies_of_step(train, step, options)
-        micro = [model.collate([f for f, _ in part], [s.report for _, s in part], options.max_report_tokens).to(device)
-                 for part in chosen]  # fmt: skip
+        micro = [collate(model, part, options) for part in chosen]
         n_targets = sum((batch.targets != IGNORE).sum() for batch in micro)
         total = torch.zeros((), device=device)
         for batch in micro:
@@ -91,8 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-        line = {"step": step, "loss": total.item(), "lr": optimizer.param_groups[0]["lr"],
-                "tokens_per_s": round(sum(batch.ids.numel() for batch in micro) / (time.perf_counter() - began))}  # fmt: skip
+        line = {"step": step, "loss": total.item(), "lr": optimizer.param_groups[0]["lr"]}
+        line["tokens_per_s"] = round(sum(b.ids.numel() for b in micro) / (time.perf_counter() - began))
         if step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
         worst = max(line["loss"], line.get("val_loss", 0.0), key=lambda loss: not np.isfinite(loss))
@@ -152,6 +154,12 @@ def studies_of_step(train: list, step: int, options: TrainOptions) -> list[list]
     return [rows[i : i + options.batch] for i in range(0, n, options.batch)]
 
 
+def collate(model: LlamaXR, part: list, options: TrainOptions) -> Batch:
+    """(features, study) pairs -> a batch to learn from, on the model's device."""
+    features, reports = [f for f, _ in part], [s.report for _, s in part]
+    return model.collate(features, reports, options.max_report_tokens).to(model.projector.place.device)
+
+
 def schedule(step: int, options: TrainOptions) -> float:
     """The share of its peak that the learning rate has at a step (1 is the first): up, then linearly to 0."""
     if step <= options.warmup:
@@ -160,20 +168,17 @@ def schedule(step: int, options: TrainOptions) -> float:
 
 
 @torch.inference_mode()
-def validate(model, val: list, options: TrainOptions) -> float:
+def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
     """Mean loss a report token over the validation studies."""
     total, count = 0.0, 0
-    device = model.projector.place.device
     for i in range(0, len(val), options.batch):
-        part = val[i : i + options.batch]
-        batch = model.collate([f for f, _ in part], [s.report for _, s in part], options.max_report_tokens)
-        loss, n = model.loss(batch.to(device))
+        loss, n = model.loss(collate(model, val[i : i + options.batch], options))
         total, count = total + loss.item(), count + n.item()
     return total / count
 
 
 @torch.inference_mode()
-def show_samples(run: Path, step: int, model, pairs: list, options: TrainOptions) -> None:
+def show_samples(run: Path, step: int, model: LlamaXR, pairs: list, options: TrainOptions) -> None:
     """Write a few reports, print them beside the true ones, and keep both in samples.jsonl."""
     if not pairs:
         return

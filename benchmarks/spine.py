@@ -27,7 +27,8 @@ def measure(*command: str) -> dict:
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     return {"command": "python " + " ".join(command), "seconds": round(seconds, 1),
-            "peak_MiB": round(usage.ru_maxrss / 1024), "exit": os.waitstatus_to_exitcode(status), "out": out}  # fmt: skip
+            "peak_MiB": round(usage.ru_maxrss / 1024), 
+            "exit": os.waitstatus_to_exitcode(status), "out": out}  # fmt: skip
 
 
 def main() -> None:
@@ -56,7 +57,8 @@ def main() -> None:
         for name, command in steps:
             step = {"step": name, **measure(*command)}
             print(
-                f"{name:9s} {step['seconds']:7.1f} s {step['peak_MiB']:6d} MiB  exit {step['exit']}  {command[-1]}"
+                f"{name:9s} {step['seconds']:7.1f} s {step['peak_MiB']:6d} MiB  "
+                f"exit {step['exit']}  {command[-1]}"
             )
             print("    " + step.pop("out").strip().replace("\n", "\n    "))
             if name == "eval":

@@ -99,7 +99,7 @@ def read_config(run: Path) -> dict:
 
 
 def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
-    """Load a checkpoint into the model (and the optimiser); gives state.json. UserError if it does not fit."""
+    """Load a checkpoint into the model (and the optimiser); gives state.json. UserError if unfit."""
     state = _read_json(folder / "state.json")
     if state.get("version") != VERSION:
         raise UserError(
@@ -176,8 +176,13 @@ def _peft_config(options: dict) -> dict:
 def _states(run: Path) -> dict[int, float]:
     """step -> validation loss of the whole checkpoints of a run. UserError if there is none."""
     folders = [f for f in run.glob("step-*") if f.is_dir() and f.suffix != ".tmp"]
-    states = {s["step"]: s["val_loss"] for s in (_read_json(f / "state.json") for f in folders)}
-    states = {step: float("inf") if loss is None else loss for step, loss in states.items()}
+    states = {}
+    for folder in folders:
+        state = _read_json(folder / "state.json")
+        loss = state.get("val_loss")
+        if folder.name != f"step-{state.get('step', -1):06d}" or not isinstance(loss, float | int | None):
+            raise UserError(f"{folder}/state.json is damaged; delete that folder or name another run")
+        states[state["step"]] = float("inf") if loss is None else loss
     if not states:
         raise UserError(f"{run} holds no checkpoint yet; train longer, or name another run")
     return states

@@ -45,7 +45,7 @@ def stream(
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """Draw a token a row from softmax(logits / temperature) cut to its nucleus. (batch, vocab) -> (batch,)."""
+    """A token a row from softmax(logits / temperature) cut to its nucleus: (batch, vocab) -> (batch,)."""
     probs, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
     before = probs.cumsum(-1) - probs  # probability ahead of each token; the first is always kept
     probs = probs.masked_fill(before >= top_p, 0.0)

@@ -17,20 +17,19 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn UserError, and a disk with no room left, into one line on stderr and exit code 2."""
+    """Turn UserError, a full disk and a forbidden place into one line on stderr and exit code 2."""
     try:
         yield
     except UserError as error:
         sys.exit(_complain(str(error)))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(
-            _complain(
-                f"no room left on the disk while writing {error.filename or 'a file'}: "
-                "free some space, then run the same command again (train.py: with --resume)"
-            )
-        )
+        where = error.filename or "a file"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "free some space, then run the same command again (train.py: with --resume)"
+            sys.exit(_complain(f"no room left on the disk while writing {where}: {mend}"))
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            sys.exit(_complain(f"{where}: {error.strerror}; give a place that you may read and write"))
+        raise
 
 
 def _complain(message: str) -> int:

@@ -6,7 +6,7 @@ A linear layer y = W x keeps its W. Beside it stand two thin matrices, A (r, in)
 
 B starts at zero, so the model starts as the one that was loaded. With r = 16 on all seven linears of
 LLaMA 3.1 8B's blocks that is 41,943,040 numbers to train instead of 8 billion: the paper's setting. The layer
-wraps any module with in_features and out_features; whether that holds its weight in 4 bits is not its business.
+wraps any module with in_features and out_features; how that holds its weight is not its business.
 """
 
 import math
@@ -19,7 +19,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class LoRALinear(nn.Module):
-    """base(x) + lora_alpha / rank * x A^T B^T. A and B are kept in fp32: their steps are too small for bf16."""
+    """base(x) + lora_alpha / rank * x A^T B^T. A and B stay in fp32: bf16 would lose their small steps."""
 
     def __init__(self, base: nn.Module, rank: int, lora_alpha: float, device=None):
         super().__init__()

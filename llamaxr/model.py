@@ -1,7 +1,7 @@
 """LlamaXR: the assembly, and the one place where vision meets language.
 
-What the model reads of a study is its `StudyFeatures` (features.py): DenseNet's grid and scores for each view that the study
-has. They are computed once (vision is frozen) and kept, so training starts here:
+What the model reads of a study is its `StudyFeatures` (features.py): DenseNet's grid and scores for each view
+that the study has. They are computed once (vision is frozen) and kept, so training starts here:
 
     features ─ projector ─> soft tokens ┐
     prompt ids ─ embedding ────────────┴─> one row of vectors ─ Llama ─> loss, or a report (decoding.py)
@@ -24,7 +24,7 @@ from .vision import PATHOLOGIES
 @dataclass(frozen=True)
 class Batch:
     """Several studies as one tensor. ids, targets (batch, time); padding (batch,): filler at the left of each
-    row, None where there is none; grids (n, channels, 7, 7) and views (n,): all views of the batch, in order."""
+    row, None where there is none; grids (n, channels, 7, 7) and views (n,): all its views, in order."""
 
     ids: Tensor
     targets: Tensor
@@ -38,7 +38,7 @@ class Batch:
 
 
 class LlamaXR(nn.Module):
-    """projector and llama (its LoRA inside), with the tokenizer and the bridge that say how to read a study."""
+    """projector and llama (its LoRA inside), and the tokenizer and bridge that say how to read a study."""
 
     def __init__(self, projector: Projector, llama: Llama, tokenizer: Tokenizer, bridge: str):
         super().__init__()

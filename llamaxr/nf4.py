@@ -1,9 +1,9 @@
-"""A frozen linear layer held in NF4: 4 bits a weight, exact arithmetic around it (QLoRA, Dettmers et al. 2023).
+"""A frozen linear layer held in NF4: 4 bits a weight, exact around it (QLoRA, Dettmers et al. 2023).
 
 What it replaces: `nn.Linear` without bias, whose weight in bf16 takes 2 bytes a number. LLaMA 3.1 8B has
 6.98 billion such weights in its blocks: 13 GiB. In NF4 they take 3.5 GiB, and one GPU of a few GiB trains it.
 
-How a weight is stored. The matrix is cut into blocks of 64 consecutive numbers of a row-major walk. Each block
+How a weight is stored. The matrix, row after row, is cut into blocks of 64 numbers. Each block
 keeps its largest magnitude ("absmax"), and each number of the block, divided by that, becomes the nearest of
 16 fixed levels in [-1, 1]. The levels are quantiles of a normal distribution (hence NormalFloat), because
 trained weights are nearly normal: each level is then used about equally often, which is what 4 bits can do

@@ -1,4 +1,4 @@
-"""A script's options are the fields of a dataclass: the flag, its default, its help and its bounds in one place.
+"""A script's options are the fields of a dataclass: flag, default, help and bounds in one place.
 
     @dataclass(frozen=True)
     class Options:

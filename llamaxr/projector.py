@@ -1,6 +1,6 @@
 """The bridge from seeing to writing: a view's feature grid becomes soft tokens.
 
-DenseNet leaves a grid of places, each with a vector of features. Each place becomes one vector in the language
+DenseNet leaves a grid of places, each with a vector of features. Each place becomes a vector in the language
 model's embedding space, a "soft token", which stands in the prompt as a word would. Two learned
 linear layers do it (as in LLaVA-1.5, Liu et al. 2023), and a learned vector for each view and place says
 where the place is: the side and the height in the lung must survive, since the report names them.

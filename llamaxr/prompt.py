@@ -1,4 +1,4 @@
-"""The text around the images: an Alpaca prompt with places for soft tokens, the report, and what carries loss.
+"""The text around the images: an Alpaca prompt with places for soft tokens, and what carries loss.
 
     Below is an instruction ... Write a response that appropriately completes the request.
 

@@ -54,7 +54,9 @@ class TrainOptions:
     n_samples: int = option(2, "reports to write at each validation, beside the true ones", at_least=0)
     seed: int = option(0, "seed of initial weights and of the order of studies", at_least=0)
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
-    cache: Path | None = option(None, "folder for drawn images and features; cache/ in the repository if not given")
+    cache: Path | None = option(
+        None, "folder for drawn images and features; cache/ in the repository if not given"
+    )
     out: Path | None = option(None, "run folder; a new one under runs/ if not given")
 
 

@@ -19,7 +19,7 @@ GPT2_WORDS_DIGITS_APART = r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, and the ids with a meaning: bos_id (or None), eos_ids, pad_id.
+    """encode(text) -> ids, decode(ids) -> text, and ids with a meaning: bos_id (or None), eos_ids, pad_id.
 
     pad_id is never one of eos_ids: where the checkpoint pads with its end token, learning to ignore the one
     would be learning to ignore the other.

@@ -16,7 +16,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
-def write_base(folder, words="llama3", n_heads=4, n_kv_heads=2, head_dim=16, tied=True, rope_scaling=None, seed=0):
+def write_base(
+    folder, words="llama3", n_heads=4, n_kv_heads=2, head_dim=16, tied=True, rope_scaling=None, seed=0
+):
     """A random Llama checkpoint with a BPE tokenizer; gives transformers' model and tokenizers' tokenizer."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,8 +47,10 @@ def write_base(folder, words="llama3", n_heads=4, n_kv_heads=2, head_dim=16, tie
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=448, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=n_heads,
-        num_key_value_heads=n_kv_heads, head_dim=head_dim, max_position_embeddings=4096, tie_word_embeddings=tied,
+        vocab_size=448, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_kv_heads, head_dim=head_dim, max_position_embeddings=4096,
+        tie_word_embeddings=tied,
         rope_scaling=rope_scaling, bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()

@@ -10,7 +10,9 @@ from llamaxr.llama import Llama, LlamaConfig
 @pytest.fixture()
 def llama():
     torch.manual_seed(3)
-    model = Llama(LlamaConfig(vocab_size=6, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64))
+    model = Llama(
+        LlamaConfig(vocab_size=6, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
+    )
     for p in model.parameters():  # sharp distributions, so that beams differ
         p.data.mul_(2)
     return model.eval()

@@ -59,7 +59,11 @@ def test_rope_of_llama_31_keeps_fast_waves_and_slows_long_ones_by_the_factor():
     assert torch.equal(scaled[fast], plain[fast])
     assert torch.allclose(scaled[slow], plain[slow] / 8)
     between = ~fast & ~slow
-    assert between.any() and (scaled[between] < plain[between]).all() and (scaled[between] > plain[between] / 8).all()
+    assert (
+        between.any()
+        and (scaled[between] < plain[between]).all()
+        and (scaled[between] > plain[between] / 8).all()
+    )
 
 
 @pytest.mark.gpu

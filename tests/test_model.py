@@ -20,7 +20,9 @@ def assemble(base, bridge="tokens"):
 
 def study(seed, views=(0, 1)):
     g = torch.Generator().manual_seed(seed)
-    return StudyFeatures(list(views), torch.rand(len(views), 8, 7, 7, generator=g), torch.rand(len(views), 18, generator=g))
+    return StudyFeatures(
+        list(views), torch.rand(len(views), 8, 7, 7, generator=g), torch.rand(len(views), 18, generator=g)
+    )
 
 
 @pytest.fixture()

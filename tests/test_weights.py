@@ -81,11 +81,13 @@ def break_it(folder, how):
 
 @pytest.mark.parametrize("how, named", [
     ("no config", "config.json"), ("config is no JSON", "config.json"), ("another architecture", "mistral"),
-    ("unknown rope type", "yarn"), ("no weights", "no model.safetensors"), ("truncated weights", "model.safetensors"),
+    ("unknown rope type", "yarn"), ("no weights", "no model.safetensors"), 
+    ("truncated weights", "model.safetensors"),
     ("header past the end", "model.safetensors"), ("missing tensor", "model?.layers.1.mlp.up_proj"),
     ("unexpected tensor", "layers.9"), ("wrong shape", "layers.1.mlp.up_proj"),
     ("index outside the folder", "evil"), ("tokenizer larger than the vocabulary", "tokenizer"),
-    ("no tokenizer", "tokenizer.json"), ("tokenizer is no JSON", "tokenizer.json"), ("unknown word rule", "Metaspace"),
+    ("no tokenizer", "tokenizer.json"), ("tokenizer is no JSON", "tokenizer.json"), 
+    ("unknown word rule", "Metaspace"),
 ])  # fmt: skip
 def test_a_broken_base_is_refused_by_name(folder, how, named):
     break_it(folder, how)

@@ -30,7 +30,9 @@ def test_peft_loads_our_adapter_and_gives_the_same_logits(base, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.05)
     folder = save(model, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM.from_pretrained(base), folder).eval()
+    theirs = peft.PeftModel.from_pretrained(
+        transformers.LlamaForCausalLM.from_pretrained(base), folder
+    ).eval()
     ids = torch.randint(3, 400, (2, 20))
     with torch.no_grad():
         assert (theirs(ids).logits - model.llama(ids)).abs().max() <= 1e-4
@@ -43,7 +45,10 @@ def test_training_follows_peft(base, tmp_path):
         transformers.LlamaForCausalLM.from_pretrained(base), folder, is_trainable=True
     )
     losses = {}
-    for name, net, logits in (("ours", model.llama, model.llama), ("peft", theirs, lambda i: theirs(i).logits)):
+    for name, net, logits in (
+        ("ours", model.llama, model.llama),
+        ("peft", theirs, lambda i: theirs(i).logits),
+    ):
         generator = torch.Generator().manual_seed(5)
         optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-3)
         losses[name] = []
