@@ -116,7 +116,9 @@ def score(rows, studies: list, truth: list[frozenset], reports: list[str]) -> di
     """All scores of some of the studies (rows: their indices)."""
     references, generated = [studies[i].report for i in rows], [reports[i] for i in rows]
     found = findings.score([truth[i] for i in rows], [findings.find(report) for report in generated])
-    return {"studies": len(references), **overlap.score(references, generated), **found}
+    right, sided = findings.right_sides(references, generated)
+    sides = {"sides_right": right, "sides_asserted": sided}
+    return {"studies": len(references), **overlap.score(references, generated), **found, **sides}
 
 
 def show(settings: dict, table: dict, distinct: dict) -> None:
@@ -130,6 +132,9 @@ def show(settings: dict, table: dict, distinct: dict) -> None:
             label = f"{group} ({scores['studies']}): {who}"
             last = f"{distinct[who]:9d}" if group == "all" else ""
             print(f"{label:28s}" + "".join(f"{scores[c]:9.3f}" for c in COLUMNS) + last)
+    for who, scores in table["all"].items():
+        if scores["sides_asserted"]:
+            print(f"sides, {who}: {scores['sides_right']} of {scores['sides_asserted']} right")
     print(f"\n{'finding (model, all studies)':30s}{'right':>7s}{'missed':>8s}{'invented':>10s}{'F1':>7s}")
     for name, c in table["all"]["model"]["per_class"].items():
         print(f"{name:30s}{c['tp']:7d}{c['fn']:8d}{c['fp']:10d}{c['f1']:7.3f}")

@@ -62,6 +62,7 @@ _RULES = {name: [_compile(p if p.startswith("(?<!") else rf"(?:{p})") for p in p
           for name, phrases in RULES.items()}
 _DENIAL, _NOT_DENIAL = re.compile(_any_of(DENIALS)), re.compile("|".join(NOT_DENIALS))
 _DENIED_AFTER = re.compile(r"[^,]{0,12}?\b(?:is|are|was|were|has|have)\b(?: \w+){0,2}? " + _any_of(DENIALS_AFTER))
+_SIDE, _BOTH = re.compile(r"\b(?:left|right)\b"), frozenset({"left", "right"})
 _BREAK = re.compile("|".join(BREAKS))
 
 
@@ -74,18 +75,35 @@ def clauses(report: str) -> list[str]:
     return [clause.strip() for s in sentences for clause in _BREAK.split(s) if clause.strip(" ,")]
 
 
-def find(report: str) -> frozenset[str]:
-    """The findings (names of FINDINGS) that the report asserts."""
-    found = set()
+def locate(report: str) -> dict[str, frozenset[str]]:
+    """The findings that the report asserts, each with the sides ("left", "right") its clauses name."""
+    found: dict[str, frozenset[str]] = {}
     for clause in clauses(report):
         denial = _DENIAL.search(clause)
         reach = denial.start() if denial else len(clause)
+        sides = frozenset(_SIDE.findall(clause)) | (_BOTH if "bilateral" in clause else frozenset())
         for name, patterns in _RULES.items():
             matches = (match for pattern in patterns for match in pattern.finditer(clause))
             # by its end: "the heart is not enlarged" begins before its denial
             if any(match.end() <= reach and not _DENIED_AFTER.match(clause, match.end()) for match in matches):
-                found.add(name)
-    return frozenset(found)
+                found[name] = found.get(name, frozenset()) | sides
+    return found
+
+
+def find(report: str) -> frozenset[str]:
+    """The findings (names of FINDINGS) that the report asserts."""
+    return frozenset(locate(report))
+
+
+def right_sides(references: Sequence[str], generated: Sequence[str]) -> tuple[int, int]:
+    """Of the findings that both reports of a study assert and to which the reference gives a side: to how
+    many the generated report gives the same, and how many there are."""
+    right = total = 0
+    for reference, report in zip(references, generated, strict=True):
+        truth, said = locate(reference), locate(report)
+        sided = [name for name in truth.keys() & said.keys() if truth[name]]
+        right, total = right + sum(truth[n] == said[n] for n in sided), total + len(sided)
+    return right, total
 
 
 def score(references: Sequence[frozenset[str]], generated: Sequence[frozenset[str]],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llamaxr.metrics.findings import FINDINGS, find, score
+from llamaxr.metrics.findings import FINDINGS, find, locate, right_sides, score
 
 SENTENCES = {
     "The heart is enlarged.": "cardiomegaly",
@@ -62,3 +62,14 @@ def test_silence_earns_nothing():
 def test_lists_of_unequal_length_are_refused():
     with pytest.raises(ValueError):
         score([frozenset()], [])
+
+
+def test_sides_are_read_from_the_clause_that_asserts_the_finding():
+    report = "Left pneumothorax. No right effusion. Bilateral pleural effusions. The right lung is clear."
+    assert locate(report) == {"pneumothorax": {"left"}, "effusion": {"left", "right"}}
+
+
+def test_sides_are_counted_where_both_reports_assert_a_finding():
+    references = ["Left pneumothorax. Right pleural effusion.", "Cardiomegaly.", "Right nodule."]
+    generated = ["Right pneumothorax. Right pleural effusion.", "Cardiomegaly.", "Normal."]
+    assert right_sides(references, generated) == (1, 2)
