@@ -179,10 +179,11 @@ def _states(run: Path) -> dict[int, float]:
     states = {}
     for folder in folders:
         state = _read_json(folder / "state.json")
-        loss = state.get("val_loss")
-        if folder.name != f"step-{state.get('step', -1):06d}" or not isinstance(loss, float | int | None):
+        step, loss = state.get("step"), state.get("val_loss")
+        fits = isinstance(step, int) and folder.name == f"step-{step:06d}"
+        if not fits or not isinstance(loss, float | int | None):
             raise UserError(f"{folder}/state.json is damaged; delete that folder or name another run")
-        states[state["step"]] = float("inf") if loss is None else loss
+        states[step] = float("inf") if loss is None else loss
     if not states:
         raise UserError(f"{run} holds no checkpoint yet; train longer, or name another run")
     return states

@@ -87,6 +87,7 @@ def beam_search(
     scores[:, 0] = 0.0  # all beams are equal at first: let one alone speak
     texts: list[list[int]] = [[] for _ in range(batch * n_beams)]
     ended: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+    done = [False] * batch  # such a row offers nothing more, so that it does not depend on its neighbours
     for step in range(1, max_tokens + 1):
         log_probs = logits.float().log_softmax(-1).view(batch, n_beams, vocab)
         total = (scores[:, :, None] + log_probs).flatten(1)  # (batch, n_beams * vocab)
@@ -94,13 +95,14 @@ def beam_search(
         chosen, tokens = [], []
         for row in range(batch):
             going: list[tuple[float, int, int]] = []
-            for score, i in zip(best[row].tolist(), index[row].tolist(), strict=True):
+            offers = [] if done[row] else zip(best[row].tolist(), index[row].tolist(), strict=True)
+            for score, i in offers:
                 beam, token = row * n_beams + i // vocab, i % vocab
                 if token in eos_ids:
                     ended[row].append((score / step, texts[beam]))
                 elif len(going) < n_beams:
                     going.append((score, beam, token))
-            while len(going) < n_beams:  # fewer continuations than beams: idle ones that cannot win
+            while len(going) < n_beams:  # done, or fewer continuations than beams: idle ones that cannot win
                 going.append((-torch.inf, row * n_beams, 0))
             ended[row] = sorted(ended[row], key=lambda e: -e[0])[:n_beams]
             scores[row] = torch.tensor([g[0] for g in going], device=device)
@@ -108,9 +110,8 @@ def beam_search(
             tokens += [g[2] for g in going]
         texts = [[*texts[beam], token] for beam, token in zip(chosen, tokens, strict=True)]
         leading = (scores[:, 0] / step).tolist()
-        if step == max_tokens or all(
-            len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(ended, leading, strict=True)
-        ):
+        done = [len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(ended, leading, strict=True)]
+        if step == max_tokens or all(done):
             break
         cache.select(torch.tensor(chosen, device=device))
         new = llama.embed_tokens(torch.tensor(tokens, device=device))[:, None]  # (batch * n_beams, 1, dim)

@@ -39,4 +39,5 @@ class Projector(nn.Module):
         """features (n, channels, height, width) of n views, view (n,) their index -> (n, n_tokens, dim)."""
         x = F.adaptive_avg_pool2d(features, self.grid)  # (n, channels, grid, grid)
         x = x.flatten(2).transpose(1, 2)  # (n, n_tokens, channels), row by row
-        return self.fc2(F.gelu(self.fc1(self.norm(x)))) + self.place[view]  # (n, n_tokens, dim)
+        place = self.place.index_select(0, view)  # not self.place[view], whose gradient adds up in any order
+        return self.fc2(F.gelu(self.fc1(self.norm(x)))) + place  # (n, n_tokens, dim)

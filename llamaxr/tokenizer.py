@@ -114,7 +114,10 @@ def _set_control_ids(tokenizer: Tokenizer, folder: Path, spec: dict, added: dict
     config = {}
     for name in ("config.json", "generation_config.json"):  # the later one lists all ends of a chat model
         if (folder / name).is_file():
-            config |= json.loads((folder / name).read_text(encoding="utf-8"))
+            try:
+                config |= json.loads((folder / name).read_text(encoding="utf-8"))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{folder / name} is damaged ({error}); download it again") from None
     eos = config.get("eos_token_id")
     tokenizer.eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
     if not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in tokenizer.eos_ids):
@@ -125,5 +128,5 @@ def _set_control_ids(tokenizer: Tokenizer, folder: Path, spec: dict, added: dict
         for t in added
     ):
         tokenizer.bos_id = config["bos_token_id"]
-    candidates = [config.get("pad_token_id"), *added.values(), 0]
+    candidates = [config.get("pad_token_id"), *added.values(), *range(tokenizer.vocab_size)]
     tokenizer.pad_id = next(i for i in candidates if isinstance(i, int) and i not in tokenizer.eos_ids)

@@ -92,7 +92,7 @@ def read_config(path: Path) -> LlamaConfig:
                 float(rope["high_freq_factor"]),
                 int(rope["original_max_position_embeddings"]),
             )
-        return LlamaConfig(
+        config = LlamaConfig(
             vocab_size=int(c["vocab_size"]),
             dim=int(c["hidden_size"]),
             n_layers=int(c["num_hidden_layers"]),
@@ -106,9 +106,12 @@ def read_config(path: Path) -> LlamaConfig:
             max_positions=int(c["max_position_embeddings"]),
             tie_embeddings=bool(c.get("tie_word_embeddings", False)),
         )
+        if min(config.vocab_size, config.dim, config.n_heads, config.n_kv_heads, config.ffn_dim) < 1:
+            raise ValueError("a size below 1")
+        return config
     except FileNotFoundError:
         raise UserError(f"{path} is missing: give the folder of a Hugging Face Llama checkpoint") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged or incomplete ({error!r}); download it again") from None
 
 
@@ -120,12 +123,12 @@ def _shards(folder: Path) -> list[Path]:
     if not index.is_file():
         raise UserError(f"{folder} has no model.safetensors; pickled weights (.bin, .pth) are not opened")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged ({error!r}); download it again") from None
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{index} names {name!r}, which is not a file of that folder; download it again")
+        if name.name != str(name) or not (folder / name).is_file():
+            raise UserError(f"{index} names '{name}', which is not a file of that folder; download it again")
     return [folder / name for name in names]
 
 

@@ -20,7 +20,7 @@ def write_base(
     folder, words="llama3", n_heads=4, n_kv_heads=2, head_dim=16, tied=True, rope_scaling=None, seed=0
 ):
     """A random Llama checkpoint with a BPE tokenizer; gives transformers' model and tokenizers' tokenizer."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     llama3 = (
@@ -28,6 +28,7 @@ def write_base(
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = {
         "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
         "digits": pre_tokenizers.Sequence(

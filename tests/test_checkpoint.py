@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from llamaxr import checkpoint
 from llamaxr.errors import UserError
@@ -11,6 +13,7 @@ from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector
 from llamaxr.weights import load_llama
+from tests.conftest import write_base
 
 OPTIONS = {"base": "tiny", "rank": 4, "lora_alpha": 8.0}
 
@@ -49,16 +52,22 @@ def test_the_last_and_the_best_are_kept(base, tmp_path):
     assert checkpoint.last(tmp_path).name == "step-000004"
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")],
+)
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(base, tmp_path, monkeypatch, error):
     model, _ = assemble(base, 1)
     checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5)
 
     def full(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        if path.name == "projector.safetensors":  # the adapter still had room
+            path.write_bytes(b"half")
+            raise error
+        save_file(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises((OSError, UserError), match="No space left"):
         checkpoint.save(tmp_path, model, OPTIONS, 2, 0.4)
     assert [f.name for f in tmp_path.iterdir()] == ["step-000001"]
     checkpoint.load(tmp_path / "step-000001", model)
@@ -86,6 +95,48 @@ def test_a_checkpoint_of_another_shape_or_version_is_refused(base, tmp_path):
     (folder / "state.json").write_text(json.dumps(state | {"version": 99}))
     with pytest.raises(UserError, match="99"):
         checkpoint.load(folder, model)
+
+
+def test_a_checkpoint_of_another_base_is_refused(base, tmp_path):
+    model, _ = assemble(base, 1)
+    folder = checkpoint.save(tmp_path / "run", model, OPTIONS, 1, 0.5)
+    write_base(tmp_path / "wide", head_dim=32)
+    with pytest.raises(UserError, match="shape"):
+        checkpoint.load(folder, assemble(tmp_path / "wide", 1)[0])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "incomplete"])
+def test_a_checkpoint_without_its_whole_optimiser_is_not_resumed_but_can_be_used(base, tmp_path, damage):
+    model, optimizer = assemble(base, 1)
+    folder = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5, optimizer)
+    file = folder / "optimizer.safetensors"
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "truncated":
+        file.write_bytes(data[:-9])
+    elif damage == "incomplete":
+        save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="step-000001"):
+        checkpoint.load(folder, model, optimizer)
+    assert checkpoint.load(folder, model)["step"] == 1
+
+
+@pytest.mark.parametrize("values", [{"step": "one"}, {"step": None}, {"step": 2}, {"val_loss": "low"}])
+def test_a_state_that_cannot_be_is_refused_by_its_folder(base, tmp_path, values):
+    state = checkpoint.save(tmp_path, assemble(base, 1)[0], OPTIONS, 1, 0.5) / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | values))
+    with pytest.raises(UserError, match="step-000001"):
+        checkpoint.best(tmp_path)
+
+
+def test_what_a_killed_run_left_half_written_is_passed_over(base, tmp_path):
+    model, _ = assemble(base, 1)
+    (tmp_path / "step-000002.tmp").mkdir()
+    (tmp_path / "step-000002.tmp" / "adapter_model.safetensors").write_bytes(b"half")
+    checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5)
+    assert checkpoint.last(tmp_path).name == "step-000001"
+    checkpoint.save(tmp_path, model, OPTIONS, 2, 0.4)  # the same step again takes its place
+    checkpoint.load(checkpoint.last(tmp_path), model)
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):

@@ -7,15 +7,20 @@ from llamaxr.decoding import beam_search, generate, sample, stream
 from llamaxr.llama import Llama, LlamaConfig
 
 
-@pytest.fixture()
-def llama():
-    torch.manual_seed(3)
+def sharp(seed):
+    """A tiny random model with sharp distributions, so that beams differ."""
+    torch.manual_seed(seed)
     model = Llama(
         LlamaConfig(vocab_size=6, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
     )
-    for p in model.parameters():  # sharp distributions, so that beams differ
+    for p in model.parameters():
         p.data.mul_(2)
     return model.eval()
+
+
+@pytest.fixture()
+def llama():
+    return sharp(3)
 
 
 def test_a_batch_of_unequal_prompts_is_written_as_one_by_one(llama):
@@ -58,6 +63,25 @@ def test_drawn_tokens_follow_the_distribution_cut_to_its_nucleus():
 def test_one_beam_is_greedy(llama):
     x = llama.embed_tokens(torch.tensor([[1, 2], [5, 5]])).detach()
     assert beam_search(llama, x, None, (99,), 7, 1) == generate(llama, x, None, (99,), 7)
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 24, 37, 49, 56]
+)  # all but 0: one row's search is over before the other's
+def test_beams_of_a_report_do_not_depend_on_the_others_of_the_batch(seed):
+    llama = sharp(seed)
+    a, b = llama.embed_tokens(torch.tensor([[1, 2, 3, 4, 5]])), llama.embed_tokens(torch.tensor([[4, 2]]))
+    together = torch.cat([a, torch.cat([torch.ones(1, 3, 32), b], 1)]).detach()
+    rows = beam_search(llama, together, torch.tensor([0, 3]), (0,), 12, 3)
+    assert rows == [beam_search(llama, x.detach(), None, (0,), 12, 3)[0] for x in (a, b)]
+
+
+def test_a_higher_temperature_flattens_the_distribution():
+    logits = torch.tensor([0.6, 0.3, 0.1]).log()
+    for temperature in (0.5, 1.0, 2.0):
+        tokens = sample(logits.repeat(20000, 1), temperature, 1.0, torch.Generator().manual_seed(0))
+        share = torch.bincount(tokens, minlength=3) / 20000
+        assert torch.allclose(share, (logits / temperature).softmax(-1), atol=0.015)  # 4 standard errors
 
 
 def test_enough_beams_find_the_best_of_all_reports(llama):

@@ -66,6 +66,18 @@ def test_rope_of_llama_31_keeps_fast_waves_and_slows_long_ones_by_the_factor():
     )
 
 
+def test_rows_of_unequal_length_read_on_through_the_cache_as_each_would_alone(model):
+    long, short = torch.randint(0, 50, (1, 9)), torch.randint(0, 50, (1, 6))
+    filler = torch.randint(0, 50, (1, 3))
+    with torch.no_grad():
+        x = model.embed_tokens(torch.cat([long, torch.cat([filler, short], 1)]))
+        cache, padding = KVCache(SMALL, 2, 9, "cpu", torch.float32), torch.tensor([0, 3])
+        parts = [model.hidden(x[:, a:b], padding, cache) for a, b in ((0, 5), (5, 8), (8, 9))]
+        together = torch.cat(parts, 1)
+        for row, ids, n in ((0, long, 0), (1, short, 3)):
+            assert torch.allclose(together[row, n:], model.hidden(model.embed_tokens(ids))[0], atol=1e-5)
+
+
 @pytest.mark.gpu
 def test_cuda_in_bf16_agrees_with_the_cpu(base):
     ids = torch.randint(3, 400, (2, 20))

@@ -70,6 +70,25 @@ def test_projector_and_lora_learn_and_nothing_else(model):
     assert model.projector.fc1.weight.grad.abs().sum() > 0
 
 
+def test_permuting_the_batch_permutes_what_is_read(model):
+    studies, order = [study(1), study(2, views=(1,)), study(3)], [2, 0, 1]
+    a, b = model.collate(studies), model.collate([studies[i] for i in order])
+    x, y = (model.llama.hidden(model.embed(batch), batch.padding)[:, -1] for batch in (a, b))
+    assert torch.allclose(x[order], y, atol=1e-5)
+
+
+def test_the_bridge_of_scores_does_not_use_the_projector(base):
+    model = assemble(base, "scores")
+    batch = model.collate([study(1)], REPORTS[:1])
+    before, _ = model.loss(batch)
+    for p in model.projector.parameters():
+        p.data.fill_(7.0)
+    after, _ = model.loss(batch)
+    assert torch.equal(before, after)
+    after.backward()
+    assert all(p.grad is None for p in model.projector.parameters())
+
+
 def test_the_bridge_of_scores_has_no_slots(base):
     batch = assemble(base, "scores").collate([study(1)])
     assert (batch.ids != SLOT).all()

@@ -49,6 +49,33 @@ def test_backward_keeps_no_dequantised_weight_alive(weight):
     assert y.grad_fn.saved_tensors == ()
 
 
+def test_in_bf16_forward_and_backward_use_the_same_rounded_weight(weight):
+    layer = NF4Linear.quantise(weight)
+    rounded = layer.dequantise(torch.bfloat16)
+    x = torch.randn(4, 128, dtype=torch.bfloat16, requires_grad=True)
+    y = layer(x)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(y, F.linear(x, rounded))
+    assert torch.equal(x.grad, grad @ rounded)
+
+
+def test_the_input_gradient_is_that_of_finite_differences(weight):
+    layer = NF4Linear.quantise(weight[:8])
+    w = layer.dequantise(torch.float32)
+    layer.dequantise = w.to  # finite differences need fp64, which bitsandbytes does not give
+    assert torch.autograd.gradcheck(layer, torch.randn(2, 128, dtype=torch.float64, requires_grad=True))
+
+
+def test_all_told_a_weight_takes_4_127_bits():
+    layer = NF4Linear.quantise(torch.randn(512, 512))  # 16 scales of 256 blocks of 64
+    second = layer.state.state2.absmax
+    assert (layer.packed.dtype, layer.state.absmax.dtype) == (torch.uint8, torch.uint8)
+    n_bytes = layer.packed.numel() + layer.state.absmax.numel() + second.numel() * second.element_size()
+    assert 8 * n_bytes / 512**2 == 4 + 8 / 64 + 32 / (64 * 256)
+
+
 @pytest.mark.gpu
 def test_the_fused_kernel_of_one_token_agrees_with_the_plain_path(weight):
     layer = NF4Linear.quantise(weight.cuda())

@@ -21,6 +21,24 @@ def test_side_survives_because_each_place_has_its_own_embedding():
     assert not torch.allclose(tokens, projector(same_everywhere, torch.tensor([1]))[0])
 
 
+def test_a_mirrored_image_gives_other_tokens_and_not_the_same_ones_elsewhere():
+    torch.manual_seed(0)
+    projector, features = Projector(8, 16), torch.rand(1, 8, 7, 7)
+    tokens = projector(features, torch.tensor([0])).view(7, 7, 16)
+    mirrored = projector(features.flip(3), torch.tensor([0])).view(7, 7, 16)
+    assert not torch.allclose(mirrored.flip(1), tokens, atol=1e-3)
+    assert torch.allclose(mirrored[:, 3], tokens[:, 3], atol=1e-6)  # the middle column stays where it is
+
+
+def test_permuting_places_before_and_after_is_the_same_but_for_the_place_embedding():
+    torch.manual_seed(0)
+    projector, features, order = Projector(8, 16), torch.rand(2, 8, 7, 7), torch.randperm(49)
+    views = torch.tensor([1, 0])
+    bare = lambda x: projector(x, views) - projector.place[views]
+    permuted = features.flatten(2)[..., order].view_as(features)
+    assert torch.allclose(bare(permuted), bare(features)[:, order], atol=1e-6)
+
+
 def test_soft_tokens_start_with_the_spread_of_word_embeddings():
     torch.manual_seed(0)
     projector = Projector(256, 128, token_std=0.02)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from llamaxr.prompt import IGNORE, SLOT, study_prompt, with_report
@@ -38,6 +40,31 @@ def test_scores_are_36_numbers_and_those_of_a_single_view_stand_twice(tokenizer)
     assert "frontal view: 0.000, 0.010, 0.020" in text and text.count("0.500") == 18
     text = tokenizer.decode(study_prompt(tokenizer, [0], 0, [other], names))
     assert text.count("0.500") == 36 and ", ".join(names) in text
+
+
+def test_the_positions_with_loss_read_as_the_report(tokenizer):
+    example = with_report(tokenizer, study_prompt(tokenizer, [0], n_tokens=5), REPORT)
+    carrying = [t for t in example.targets if t != IGNORE]
+    assert tokenizer.decode(carrying) == REPORT and carrying[-1] in tokenizer.eos_ids
+
+
+@pytest.mark.parametrize("views", [[0, 1], [0], [1]])
+def test_whatever_views_there_are_the_scores_are_36_numbers_of_three_decimals(tokenizer, views):
+    scores = [[0.12345] * 18 for _ in views]
+    text = tokenizer.decode(study_prompt(tokenizer, views, 0, scores, tuple("abcdefghijklmnopqr")))
+    assert re.findall(r"\d\.\d+", text) == ["0.123"] * 36
+
+
+def test_both_bridges_give_the_slots_and_then_the_numbers(tokenizer):
+    ids = study_prompt(tokenizer, [1], 5, [[0.5] * 18], tuple("abcdefghijklmnopqr"))
+    end = len(ids) - ids[::-1].index(SLOT)
+    assert ids.count(SLOT) == 5 and tokenizer.decode(ids[end:]).count("0.500") == 36
+
+
+def test_a_limit_that_the_report_just_meets_keeps_its_end(tokenizer):
+    n = len(tokenizer.encode(REPORT)) + 1
+    assert with_report(tokenizer, [3], REPORT, max_report_tokens=n).ids[-1] == tokenizer.eos_ids[0]
+    assert tokenizer.eos_ids[0] not in with_report(tokenizer, [3], REPORT, max_report_tokens=n - 1).ids
 
 
 def test_a_report_that_is_cut_does_not_end(tokenizer):

@@ -69,6 +69,15 @@ def break_it(folder, how):
             weights.unlink()
             index = {"weight_map": {name: "../evil.safetensors"}}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        case "index of numbers":
+            weights.unlink()
+            (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
+        case "no heads":
+            edit(config, num_attention_heads=0, head_dim=None)
+        case "negative width":
+            edit(config, hidden_size=-1)
+        case "endless layers":
+            edit(config, num_hidden_layers=float("inf"))
         case "tokenizer larger than the vocabulary":
             edit(config, vocab_size=100)
         case "no tokenizer":
@@ -85,7 +94,9 @@ def break_it(folder, how):
     ("truncated weights", "model.safetensors"),
     ("header past the end", "model.safetensors"), ("missing tensor", "model?.layers.1.mlp.up_proj"),
     ("unexpected tensor", "layers.9"), ("wrong shape", "layers.1.mlp.up_proj"),
-    ("index outside the folder", "evil"), ("tokenizer larger than the vocabulary", "tokenizer"),
+    ("index outside the folder", "evil"), ("index of numbers", "index.json"), ("no heads", "config.json"),
+    ("negative width", "config.json"), ("endless layers", "config.json"),
+    ("tokenizer larger than the vocabulary", "tokenizer"),
     ("no tokenizer", "tokenizer.json"), ("tokenizer is no JSON", "tokenizer.json"), 
     ("unknown word rule", "Metaspace"),
 ])  # fmt: skip

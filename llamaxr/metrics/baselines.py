@@ -7,23 +7,29 @@ import numpy as np
 from .overlap import rouge_l
 
 
-def constant_report(train: list[str], references: list[str], n_candidates: int = 100, seed: int = 0) -> str:
+def constant_report(
+    train_reports: list[str], references: list[str], n_candidates: int = 200, seed: int = 0
+) -> str:
     """Of the training reports, the one that scores the highest mean ROUGE-L when written for all references.
 
-    Half of the candidates are the most frequent training reports, half are drawn at random; at most 200
-    references are compared with. references should be the validation split's, never the one to be scored.
+    Half of the candidates are the most frequent training reports, half are drawn at random; of equal ones,
+    and where there are no references, the more frequent wins. There must be a training report. references
+    should be the validation split's, never those of the split to be scored.
     """
+    assert train_reports and n_candidates >= 2
     rng = np.random.default_rng(seed)
-    frequent = [text for text, _ in Counter(train).most_common(n_candidates // 2)]
-    drawn = [train[i] for i in rng.choice(len(train), min(n_candidates // 2, len(train)), replace=False)]
-    picked = [references[i] for i in rng.choice(len(references), min(200, len(references)), replace=False)]
-    return max(dict.fromkeys(frequent + drawn), key=lambda text: rouge_l(picked, [text] * len(picked)))
+    half = min(n_candidates // 2, len(train_reports))
+    frequent = [text for text, _ in Counter(train_reports).most_common(half)]
+    drawn = [train_reports[i] for i in rng.choice(len(train_reports), half, replace=False)]
+    candidates = dict.fromkeys(frequent + drawn)  # in order, each once
+    return max(candidates, key=lambda text: rouge_l(references, [text] * len(references)))
 
 
 def derangement(n: int, seed: int) -> list[int]:
     """A seeded order of n studies in which none keeps its place, all such orders equally likely.
 
-    Drawn until one fits: a random order is one with probability 1/e. ValueError for n < 2.
+    Drawn until one fits, which a random order does with probability 1/e. Sattolo's shuffle needs one draw,
+    but gives only the orders that are a single cycle. ValueError for n < 2: there is no such order.
     """
     if n < 2:
         raise ValueError(f"{n} studies cannot change places")

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from llamaxr.metrics.baselines import constant_report, derangement
+from llamaxr.metrics.overlap import rouge_l
 
 
 def test_no_study_keeps_its_place():
@@ -36,3 +37,25 @@ def test_the_constant_report_is_the_candidate_that_scores_best():
 
 def test_the_constant_report_comes_from_training_whatever_the_references():
     assert constant_report(["a b", "c d"], []) in ("a b", "c d")
+
+
+def test_with_every_training_report_a_candidate_none_scores_higher():
+    train = [f"{a} {b} {c}" for a in "abcd" for b in "bcde" for c in "cdef"]
+    references = ["a b c d", "b d e", "c e f a", "d c b"]
+    scores = {text: rouge_l(references, [text] * len(references)) for text in train}
+    assert scores[constant_report(train, references, n_candidates=2 * len(train))] == max(scores.values())
+
+
+def test_of_equal_candidates_the_more_frequent_is_taken():
+    assert constant_report(["lungs clear"] + ["heart normal"] * 2, ["nodule"]) == "heart normal"
+
+
+def test_the_constant_report_depends_on_its_seed_alone():
+    train = [f"word{i} seen" for i in range(1000)]
+    again, found = [[constant_report(train, train, 20, seed) for seed in range(3)] for _ in range(2)]
+    assert again == found
+
+
+def test_there_is_no_constant_report_without_training_reports():
+    with pytest.raises(AssertionError):
+        constant_report([], ["a b"])

@@ -1,5 +1,8 @@
 """The language model and the tokenizer against transformers and tokenizers."""
 
+import json
+import random
+
 import pytest
 import torch
 
@@ -65,6 +68,33 @@ def test_ids_equal_tokenizers_both_ways(tmp_path, words):
     for text in TEXTS:
         ids = ours.encode(text)
         assert ours.decode(ids) == text
+        assert theirs.decode(ids) == text  # their decoder reads what we wrote
         if "<|" not in text:  # theirs reads control tokens out of plain text; ours never does
             assert ids == theirs.encode(text).ids
         assert not set(ids) & {0, 1, 2}
+
+
+@pytest.mark.parametrize("words", ["gpt2", "digits", "llama3"])
+def test_ids_equal_tokenizers_on_thousands_of_odd_texts(tmp_path, words):
+    from tokenizers import Tokenizer
+
+    write_base(tmp_path, words=words)
+    theirs, ours = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), load_tokenizer(tmp_path)
+    draw = random.Random(0)
+    parts = [*" ".join(REPORTS).split(), " ", "  ", "\n", "\n\n", "\t", "\r\n", "7", "123", "3.5", "é",
+             "你", "😀", "'s", "'S", " 's", "!", "--", "\u00a0", "\u3000", "½", "_", "e\u0301"]  # fmt: skip
+    for _ in range(2000):
+        text = "".join(draw.choice(parts) + draw.choice(["", " "]) for _ in range(draw.randint(1, 8)))
+        assert ours.encode(text) == theirs.encode(text).ids, repr(text)
+        assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize("words", ["gpt2", "digits", "llama3"])
+def test_a_control_tokens_text_is_encoded_as_tokenizers_would_if_it_had_no_control_tokens(tmp_path, words):
+    from tokenizers import Tokenizer
+
+    write_base(tmp_path, words=words)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
+    for text in ("<|end_of_text|>", "clear.<|end_of_text|> No <|pad|><|begin_of_text|>12"):
+        assert load_tokenizer(tmp_path).encode(text) == plain.encode(text).ids
