@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     swap = baselines.derangement(len(chosen), options.seed)
     train_reports = [s.report for s in studies if s.split == "train"]
     val_reports = [s.report for s in studies if s.split == "val"]
+    if not train_reports:
+        raise UserError("the data set has no train split, from which the constant report is chosen; add it")
     constant = baselines.constant_report(train_reports, val_reports, seed=options.seed)
     written = {
         "model": write(model, seen, options, "model"),

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         drop_lines_after(run / name, start)
     tqdm.write(
         f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable numbers, "
-        f"base {options.base} ({options.quantize}), {device}, {model.llama.embed_tokens.weight.dtype}"
+        f"base {options.base} ({options.quantize}), {device}, {model.llama.dtype}"
     )
     if start >= options.steps:
         raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")

@@ -41,7 +41,7 @@ def stream(
         if ended.all():
             return
         yield [None if done else token for token, done in zip(tokens.tolist(), ended.tolist(), strict=True)]
-        x = llama.embed_tokens(tokens)[:, None]  # (batch, 1, dim)
+        x = llama.embed(tokens)[:, None]  # (batch, 1, dim)
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -114,7 +114,7 @@ def beam_search(
         if step == max_tokens or all(done):
             break
         cache.select(torch.tensor(chosen, device=device))
-        new = llama.embed_tokens(torch.tensor(tokens, device=device))[:, None]  # (batch * n_beams, 1, dim)
+        new = llama.embed(torch.tensor(tokens, device=device))[:, None]  # (batch * n_beams, 1, dim)
         logits = llama.logits(llama.hidden(new, padding, cache)[:, -1])
     for row in range(batch):  # reports that were cut off compete with those that ended
         ended[row].append((leading[row], texts[int(first[row])]))

@@ -182,12 +182,25 @@ class Llama(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, time) -> logits (batch, time, vocab_size)."""
-        return self.logits(self.hidden(self.embed_tokens(ids)))
+        return self.logits(self.hidden(self.embed(ids)))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (batch, time) -> embeddings (batch, time, dim), in the dtype the model computes in."""
+        return self.embed_tokens(ids).to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in: the norms' dtype. The embedding and the head may be held in less."""
+        return self.norm.weight.dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) -> logits (..., vocab_size)."""
-        head = self.embed_tokens if self.config.tie_embeddings else self.lm_head
-        return F.linear(hidden, head.weight)
+        weight = (self.embed_tokens if self.config.tie_embeddings else self.lm_head).weight
+        if weight.dtype == hidden.dtype:
+            return F.linear(hidden, weight)
+        # Held in 16 bits: widened some rows at a time, which is exact and needs no second copy of it.
+        rows = weight.split(max(1, 2**20 // self.config.dim))
+        return torch.cat([F.linear(hidden, r.to(hidden.dtype)) for r in rows], dim=-1)
 
     def hidden(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Embeddings (batch, time, dim) -> hidden states after the last norm, same shape.

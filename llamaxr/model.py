@@ -84,7 +84,7 @@ class LlamaXR(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Word embeddings, with the soft tokens in their slots: (batch, time, dim)."""
-        x = self.llama.embed_tokens(batch.ids.clamp(min=0))  # (batch, time, dim)
+        x = self.llama.embed(batch.ids.clamp(min=0))  # (batch, time, dim)
         if self.bridge == "scores":
             return x
         soft = self.projector(batch.grids.float(), batch.views)  # (n, n_tokens, dim)

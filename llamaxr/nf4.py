@@ -20,9 +20,14 @@ learns nothing. Dequantising is a table lookup and a multiplication, the same nu
     backward   dx = dy W         W dequantised again, instead of kept alive between the two passes
     (no dW: the base is frozen; what learns stands beside it, in lora.py)
 
-On CUDA one token at a time takes bitsandbytes' fused kernel, which never writes W out at all.
+On a CPU W appears a few rows at a time, each set in the memory of the one before, which is still in the
+cache: writing out all of a 14336 x 4096 weight takes four times as long, most of it spent on fresh pages. On
+CUDA it is one piece, and a single token takes bitsandbytes' fused kernel, which never writes W out at all.
 The format is bitsandbytes' own, bit for bit, as `transformers` writes it with `load_in_4bit`.
 """
+
+import json
+from collections.abc import Iterable, Iterator
 
 import bitsandbytes.functional as bnb
 import torch
@@ -31,6 +36,12 @@ from bitsandbytes import matmul_4bit
 from torch import Tensor, nn
 
 BLOCK_SIZE = 64  # numbers that share an absmax: bitsandbytes' default and that of all published checkpoints
+TILE = 2**20  # numbers of a weight that exist at once on a CPU: 4 MiB in fp32
+
+
+def rows_a_tile(in_features: int) -> int:
+    """Rows of a weight that make a tile: a multiple of 64, so that each tile begins with a new block."""
+    return max(64, TILE // in_features // 64 * 64)
 
 
 class NF4Linear(nn.Module):
@@ -43,21 +54,85 @@ class NF4Linear(nn.Module):
 
     @classmethod
     def quantise(cls, weight: Tensor) -> "NF4Linear":
-        """Quantise a weight (out_features, in_features) of any float dtype, on the device where it lies.
+        """Quantise a weight (out_features, in_features) of any float dtype, on the device where it lies."""
+        return cls.quantise_tiles(weight.split(rows_a_tile(weight.shape[1])), weight.shape, weight.device)
 
-        The fp32 form is what is quantised; dequantised weights come out in the dtype of the input given.
+    @classmethod
+    def quantise_tiles(cls, tiles: Iterable[Tensor], shape: tuple[int, int], device) -> "NF4Linear":
+        """Quantise a weight of that shape that comes as tiles of `rows_a_tile` rows, top to bottom: to the
+        same bits as the whole at once. Each is quantised in fp32, exact for bf16: so CPU and GPU agree."""
+        n = shape[0] * shape[1]
+        packed = torch.empty((n + 1) // 2, 1, dtype=torch.uint8, device=device)
+        absmax = torch.empty((n + BLOCK_SIZE - 1) // BLOCK_SIZE, device=device)
+        at = 0
+        for tile in tiles:
+            tile = tile.to(device).float().contiguous()
+            codes, state = bnb.quantize_4bit(tile, blocksize=BLOCK_SIZE, quant_type="nf4")
+            packed[at // 2 : at // 2 + len(codes)] = codes
+            absmax[at // BLOCK_SIZE : at // BLOCK_SIZE + len(state.absmax)] = state.absmax
+            at += tile.numel()
+        offset = absmax.mean()
+        absmax8, state2 = bnb.quantize_blockwise(absmax - offset, blocksize=256)
+        return cls(packed, bnb.QuantState(
+            absmax=absmax8, shape=torch.Size(shape), code=state.code, blocksize=BLOCK_SIZE, quant_type="nf4",
+            dtype=torch.float32, offset=offset, state2=state2))  # fmt: skip
+
+    @classmethod
+    def from_stored(cls, packed: Tensor, statistics: dict, shape: tuple[int, int], device) -> "NF4Linear":
+        """What `transformers` stored, taken as it is. ValueError or KeyError where it is not NF4 in blocks of
+        64 of that shape: bitsandbytes' kernels read by these sizes, past the end if they lie.
+
+        statistics: the tensors beside the weight. absmax alone, or in 8 bits with nested_absmax and
+        nested_quant_map; quant_map; and "quant_state.bitsandbytes__nf4", the bytes of a JSON object.
         """
-        packed, state = bnb.quantize_4bit(
-            weight.contiguous(), blocksize=BLOCK_SIZE, quant_type="nf4", compress_statistics=True
-        )
-        return cls(packed, state)
+        facts = json.loads(bytes(statistics["quant_state.bitsandbytes__nf4"].tolist()))
+        nested = "nested_absmax" in statistics
+        n_blocks = -(-shape[0] * shape[1] // BLOCK_SIZE)
+        expected = {"": (torch.uint8, (shape[0] * shape[1] + 1) // 2), "quant_map": (torch.float32, 16),
+                    "absmax": (torch.uint8 if nested else torch.float32, n_blocks)}  # fmt: skip
+        if nested:
+            expected["nested_absmax"] = torch.float32, -(-n_blocks // 256)
+            expected["nested_quant_map"] = torch.float32, 256
+        for name, (dtype, numel) in expected.items():
+            tensor = statistics[name] if name else packed
+            if (tensor.dtype, tensor.numel()) != (dtype, numel):
+                raise ValueError(f"{name or 'it'} has {tensor.numel()} {tensor.dtype}, not {numel} {dtype}")
+        for fact, value in {"blocksize": BLOCK_SIZE, "shape": list(shape), "nested_blocksize": 256}.items():
+            if (nested or fact != "nested_blocksize") and facts[fact] != value:
+                raise ValueError(f"{fact} {facts[fact]}, not {value}")
+        code = bnb.get_4bit_type("nf4", device=device)
+        if not torch.allclose(statistics["quant_map"].to(device), code):
+            raise ValueError("its levels are not NF4's")
+        stored = {name: tensor.to(device, copy=True) for name, tensor in statistics.items()}
+        state2 = offset = None
+        if nested:
+            state2 = bnb.QuantState(absmax=stored["nested_absmax"], blocksize=256, dtype=torch.float32,
+                                    code=stored["nested_quant_map"])  # fmt: skip
+            offset = torch.tensor(float(facts["nested_offset"]), device=device)
+        return cls(packed.to(device, copy=True).view(-1, 1), bnb.QuantState(
+            absmax=stored["absmax"], shape=torch.Size(shape), code=code, blocksize=BLOCK_SIZE,
+            quant_type="nf4", dtype=torch.float32, offset=offset, state2=state2))  # fmt: skip
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The weight as it acts, (out_features, in_features)."""
-        # The state's dtype decides what the lookup rounds to. Forward and backward must round alike,
-        # so both ask for the dtype they compute in, never for the one the checkpoint happened to have.
-        self.state.dtype = dtype
-        return bnb.dequantize_4bit(self.packed, self.state)
+        return torch.cat([tile for _, tile in self.tiles(dtype)])
+
+    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The weight as it acts, tile by tile: its rows, and (n_rows, in_features). The dtype decides what
+        the lookup rounds to; forward and backward must round alike: both ask for what they compute in."""
+        state, absmax = self.state, self.state.absmax
+        if state.nested:
+            absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
+        n_rows = self.out_features if self.packed.is_cuda else rows_a_tile(self.in_features)
+        for top in range(0, self.out_features, n_rows):
+            rows = slice(top, min(top + n_rows, self.out_features))
+            a, b = rows.start * self.in_features, rows.stop * self.in_features
+            tile = bnb.QuantState(
+                absmax=absmax[a // state.blocksize : -(-b // state.blocksize)],
+                shape=torch.Size((rows.stop - top, self.in_features)),
+                blocksize=state.blocksize, quant_type="nf4", dtype=dtype,
+            )  # fmt: skip
+            yield rows, bnb.dequantize_4bit(self.packed[a // 2 : (b + 1) // 2], tile)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda and x.numel() == self.in_features and not x.requires_grad:
@@ -72,8 +147,8 @@ class _NF4Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, layer: NF4Linear) -> Tensor:
         ctx.layer = layer  # the 4-bit weight stays alive; its dequantised form does not
-        return F.linear(x, layer.dequantise(x.dtype))  # (..., out_features)
+        return torch.cat([F.linear(x, w) for _, w in layer.tiles(x.dtype)], dim=-1)  # (..., out_features)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.layer.dequantise(grad.dtype), None  # (..., in_features)
+        return sum(grad[..., rows] @ w for rows, w in ctx.layer.tiles(grad.dtype)), None  # (..., in_features)

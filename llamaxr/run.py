@@ -81,11 +81,12 @@ def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     vision = load_vision(options.vision, device)
     vision.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and CUDA
-    folder = TINY_BASE if options.base == "tiny" else Path(options.base)
-    llama, tokenizer = load_llama(folder, "nf4" if options.quantize == "nf4" else None, dtype, device)
+    base = TINY_BASE if options.base == "tiny" else options.base
+    llama, tokenizer = load_llama(base, "nf4" if options.quantize == "nf4" else None, dtype, device)
     torch.manual_seed(options.seed)
     add_lora(llama, options.rank, options.lora_alpha, device=device)
-    token_std = llama.embed_tokens.weight.float().std().item()
+    words = llama.embed_tokens.weight
+    token_std = words[:: -(-len(words) // 4096)].float().std().item()  # some thousand words tell it
     projector = Projector(vision.n_channels, llama.config.dim, options.grid, token_std=token_std).to(device)
     projector.requires_grad_(options.bridge != "scores")
     return vision, LlamaXR(projector, llama, tokenizer, options.bridge)

@@ -24,28 +24,28 @@ def llama():
 
 
 def test_a_batch_of_unequal_prompts_is_written_as_one_by_one(llama):
-    a, b = llama.embed_tokens(torch.tensor([[1, 2, 3, 4, 5]])), llama.embed_tokens(torch.tensor([[4, 2]]))
+    a, b = llama.embed(torch.tensor([[1, 2, 3, 4, 5]])), llama.embed_tokens(torch.tensor([[4, 2]]))
     together = torch.cat([a, torch.cat([torch.ones(1, 3, 32), b], 1)]).detach()
     rows = generate(llama, together, torch.tensor([0, 3]), (0,), 12)
     assert rows == [generate(llama, x.detach(), None, (0,), 12)[0] for x in (a, b)]
 
 
 def test_writing_stops_at_the_end_token_and_does_not_give_it(llama):
-    x = llama.embed_tokens(torch.tensor([[1, 2]])).detach()
+    x = llama.embed(torch.tensor([[1, 2]])).detach()
     free = generate(llama, x, None, (99,), 10)[0]
     stop = free[3]
     assert generate(llama, x, None, (stop,), 10)[0] == free[: free.index(stop)]
 
 
 def test_what_streams_is_what_is_generated(llama):
-    x = llama.embed_tokens(torch.tensor([[1, 2], [3, 4]])).detach()
+    x = llama.embed(torch.tensor([[1, 2], [3, 4]])).detach()
     steps = list(stream(llama, x, None, (0,), 8))
     rows = [[s[i] for s in steps if s[i] is not None] for i in range(2)]
     assert rows == generate(llama, x, None, (0,), 8)
 
 
 def test_drawing_repeats_with_its_seed_and_a_tiny_nucleus_is_greedy(llama):
-    x = llama.embed_tokens(torch.tensor([[1, 2]])).detach()
+    x = llama.embed(torch.tensor([[1, 2]])).detach()
     draw = lambda seed, **how: generate(  # noqa: E731
         llama, x, None, (99,), 20, generator=torch.Generator().manual_seed(seed), **how
     )
@@ -61,7 +61,7 @@ def test_drawn_tokens_follow_the_distribution_cut_to_its_nucleus():
 
 
 def test_one_beam_is_greedy(llama):
-    x = llama.embed_tokens(torch.tensor([[1, 2], [5, 5]])).detach()
+    x = llama.embed(torch.tensor([[1, 2], [5, 5]])).detach()
     assert beam_search(llama, x, None, (99,), 7, 1) == generate(llama, x, None, (99,), 7)
 
 
@@ -70,7 +70,7 @@ def test_one_beam_is_greedy(llama):
 )  # all but 0: one row's search is over before the other's
 def test_beams_of_a_report_do_not_depend_on_the_others_of_the_batch(seed):
     llama = sharp(seed)
-    a, b = llama.embed_tokens(torch.tensor([[1, 2, 3, 4, 5]])), llama.embed_tokens(torch.tensor([[4, 2]]))
+    a, b = llama.embed(torch.tensor([[1, 2, 3, 4, 5]])), llama.embed_tokens(torch.tensor([[4, 2]]))
     together = torch.cat([a, torch.cat([torch.ones(1, 3, 32), b], 1)]).detach()
     rows = beam_search(llama, together, torch.tensor([0, 3]), (0,), 12, 3)
     assert rows == [beam_search(llama, x.detach(), None, (0,), 12, 3)[0] for x in (a, b)]
@@ -86,7 +86,7 @@ def test_a_higher_temperature_flattens_the_distribution():
 
 def test_enough_beams_find_the_best_of_all_reports(llama):
     prompt, length = [1, 2], 3
-    x = llama.embed_tokens(torch.tensor([prompt])).detach()
+    x = llama.embed(torch.tensor([prompt])).detach()
 
     def score(text):  # mean log-probability a token, the end token (0) counted
         ids = torch.tensor([prompt + list(text)])

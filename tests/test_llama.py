@@ -28,7 +28,7 @@ def test_a_later_token_changes_no_earlier_logit(model):
 def test_reading_through_the_cache_equals_reading_at_once(model):
     ids = torch.randint(0, 50, (2, 11))
     with torch.no_grad():
-        x = model.embed_tokens(ids)
+        x = model.embed(ids)
         whole = model.hidden(x)
         cache = KVCache(SMALL, 2, 11, "cpu", torch.float32)
         parts = [model.hidden(x[:, a:b], None, cache) for a, b in ((0, 5), (5, 8), (8, 9), (9, 10), (10, 11))]
@@ -38,8 +38,8 @@ def test_reading_through_the_cache_equals_reading_at_once(model):
 def test_filler_at_the_left_changes_nothing(model):
     ids = torch.randint(0, 50, (1, 7))
     with torch.no_grad():
-        alone = model.hidden(model.embed_tokens(ids))
-        x = model.embed_tokens(torch.cat([torch.randint(0, 50, (1, 4)), ids], 1)).repeat(2, 1, 1)
+        alone = model.hidden(model.embed(ids))
+        x = model.embed(torch.cat([torch.randint(0, 50, (1, 4)), ids], 1)).repeat(2, 1, 1)
         padded = model.hidden(x, torch.tensor([4, 0]))
     assert torch.allclose(padded[:1, 4:], alone, atol=1e-5)
     assert padded.isfinite().all()
@@ -70,12 +70,12 @@ def test_rows_of_unequal_length_read_on_through_the_cache_as_each_would_alone(mo
     long, short = torch.randint(0, 50, (1, 9)), torch.randint(0, 50, (1, 6))
     filler = torch.randint(0, 50, (1, 3))
     with torch.no_grad():
-        x = model.embed_tokens(torch.cat([long, torch.cat([filler, short], 1)]))
+        x = model.embed(torch.cat([long, torch.cat([filler, short], 1)]))
         cache, padding = KVCache(SMALL, 2, 9, "cpu", torch.float32), torch.tensor([0, 3])
         parts = [model.hidden(x[:, a:b], padding, cache) for a, b in ((0, 5), (5, 8), (8, 9))]
         together = torch.cat(parts, 1)
         for row, ids, n in ((0, long, 0), (1, short, 3)):
-            assert torch.allclose(together[row, n:], model.hidden(model.embed_tokens(ids))[0], atol=1e-5)
+            assert torch.allclose(together[row, n:], model.hidden(model.embed(ids))[0], atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -37,7 +37,7 @@ def test_soft_tokens_stand_in_their_slots_in_order(model):
     soft = model.projector(batch.grids, batch.views).flatten(0, 1)
     assert torch.equal(x[batch.ids == SLOT], soft)
     words = batch.ids != SLOT
-    assert torch.equal(x[words], model.llama.embed_tokens(batch.ids[words]))
+    assert torch.equal(x[words], model.llama.embed(batch.ids[words]))
 
 
 def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):

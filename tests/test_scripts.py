@@ -229,7 +229,7 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
         capsys, train, "--data", "iu_xray", "--root", tmp_path, *new
     )
     assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
-    assert "is not a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
+    assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
     assert not (tmp_path / "new").exists()
 

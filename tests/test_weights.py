@@ -108,5 +108,5 @@ def test_a_broken_base_is_refused_by_name(folder, how, named):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(UserError, match="neither a folder"):
         load_llama(tmp_path / "nothing")

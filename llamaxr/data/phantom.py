@@ -19,7 +19,7 @@ from ..metrics.findings import FINDINGS
 from .drawing import SIGN, ZONE_Y, Finding, draw
 from .study import SPLITS, VIEWS, Study
 
-DRAWING_VERSION = 1  # raise it whenever a drawing or a wording changes: kept folders are then redrawn
+DRAWING_VERSION = 2  # raise it whenever a drawing or a wording changes: kept folders are then redrawn
 ONE_VIEW = 0.06  # share of studies with no lateral, so that those are learned too
 
 
@@ -81,6 +81,7 @@ WORDINGS = {
                      "The cardiomediastinal silhouette is within normal limits."),
     "clear lungs": ("The lungs are clear.", "There is no focal consolidation.",
                     "Lungs are clear bilaterally."),
+    "clear but hyperinflated": ("The lungs are otherwise clear.", "No focal airspace opacity."),
     "otherwise clear": ("The lungs are otherwise clear.", "No other focal airspace opacity."),
     "no pleural finding": ("No pneumothorax or pleural effusion.",
                            "There is no pleural effusion or pneumothorax.",
@@ -114,7 +115,7 @@ def describe(findings: tuple[Finding, ...], rng: np.random.Generator) -> str:
     lungs = [say("hyperinflation")] if "hyperinflation" in by_name else []
     lungs += [say(n, place(by_name[n])) for n in focal]
     if not focal:
-        lungs += [say("otherwise clear" if lungs else "clear lungs")]
+        lungs += [say("clear but hyperinflated" if lungs else "clear lungs")]
     elif "consolidation" not in focal and rng.random() < 0.5:
         lungs += [say("otherwise clear")]
     pleura = [say(n, place(by_name[n])) for n in ("effusion", "pneumothorax") if n in by_name]
@@ -148,34 +149,29 @@ def make_studies(
     """The sample data set in `folder`, drawn on the first call and found there on later ones.
 
     Study i depends on (seed, i) alone, so any number of workers draws the same bytes. studies.json is written
-    last, by rename: without it, or made by other settings, everything is drawn again. size: pixels a side.
-    progress, if given, is called with the number of studies drawn so far.
+    last, by rename: without it, made by other settings, or with an image missing, everything is drawn again.
+    size: pixels a side. progress, if given, is called with the number of studies drawn so far.
     """
     settings = {"version": DRAWING_VERSION, "counts": [n_train, n_val, n_test], "seed": seed, "size": size}
-    index = folder / "studies.json"
-    splits = [split for split, n in zip(SPLITS, settings["counts"], strict=True) for _ in range(n)]
+    index, images = folder / "studies.json", folder / "images"
     try:
         kept = json.loads(index.read_text(encoding="utf-8"))
-        fresh = kept["settings"] == settings and len(kept["studies"]) == len(splits)
         rows = kept["studies"]
+        fresh = kept["settings"] == settings and all((images / n).is_file() for r in rows for n in r["views"])
     except (OSError, ValueError, KeyError, TypeError):
-        fresh, rows = False, [None] * len(splits)
-    images = folder / "images"
-    todo = [
-        i for i, row in enumerate(rows) if not fresh or not all((images / n).is_file() for n in row["views"])
-    ]
-    if todo:
+        fresh = False
+    if not fresh:
         images.mkdir(parents=True, exist_ok=True)
-        jobs = [(images, seed, i, splits[i], size) for i in todo]
-        rows = rows if fresh else [None] * len(splits)
+        index.unlink(missing_ok=True)  # from here on some images may be the old ones, some the new
+        splits = [split for split, n in zip(SPLITS, settings["counts"], strict=True) for _ in range(n)]
+        jobs = [(images, seed, i, split, size) for i, split in enumerate(splits)]
+        rows = []
         # Forked, as DataLoader does: a spawned worker would import all of train.py, torch included, first.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-            for done, (i, row) in enumerate(
-                zip(todo, pool.map(_make_study, jobs, chunksize=16), strict=True)
-            ):
-                rows[i] = row
+            for row in pool.map(_make_study, jobs, chunksize=16):
+                rows.append(row)
                 if progress:
-                    progress(done + 1)
+                    progress(len(rows))
         temporary = index.with_name(index.name + ".tmp")
         temporary.write_text(json.dumps({"settings": settings, "studies": rows}), encoding="utf-8")
         os.replace(temporary, index)

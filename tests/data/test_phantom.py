@@ -79,12 +79,24 @@ def test_a_second_call_draws_nothing(tmp_path):
     assert not drawn and times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def test_a_missing_image_alone_is_drawn_again_and_identically(tmp_path):
+def test_a_missing_image_is_drawn_again_and_identically(tmp_path):
     studies = make_studies(tmp_path, **TINY)
     before, drawn = contents(tmp_path), []
     studies[3].frontal.unlink()
     assert make_studies(tmp_path, **TINY, progress=drawn.append) == studies
-    assert drawn == [1] and contents(tmp_path) == before
+    assert drawn and contents(tmp_path) == before
+
+
+def test_a_redraw_cut_short_is_not_taken_for_the_earlier_drawing(tmp_path):
+    studies = make_studies(tmp_path, **TINY)
+    before = contents(tmp_path)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_studies(tmp_path, **{**TINY, "size": TINY["size"] * 2}, progress=interrupt)
+    assert make_studies(tmp_path, **TINY) == studies and contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("kept", [None, b"", b'{"settings": {', b"[]"])

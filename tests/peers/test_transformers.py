@@ -46,7 +46,7 @@ def test_greedy_text_equals_transformers(base):
     expected = theirs.generate(ids, max_new_tokens=50, do_sample=False, eos_token_id=1, pad_token_id=2)
     expected = [t for t in expected[0, 10:].tolist() if t != 1]
     with torch.no_grad():
-        assert generate(ours, ours.embed_tokens(ids), None, (1,), 50)[0] == expected
+        assert generate(ours, ours.embed(ids), None, (1,), 50)[0] == expected
 
 
 TEXTS = [
