@@ -21,7 +21,17 @@ from llamaxr.features import study_features
 from llamaxr.model import Batch, LlamaXR
 from llamaxr.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
-from llamaxr.run import CACHE, RUNS, TrainOptions, build, load_studies, newest_run, pick_device
+from llamaxr.run import (
+    CACHE,
+    RUNS,
+    TrainOptions,
+    build,
+    check_memory,
+    load_studies,
+    newest_run,
+    pick_device,
+    settle,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with tqdm(desc="studies", unit=" drawn", leave=False) as bar:
         studies = load_studies(options, progress=lambda done: bar.update(done - bar.n))
+    tqdm.write(check_memory(options, studies, device))
     vision, model = build(options, device)
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
         seen = study_features(vision, studies, device, options.cache or CACHE, progress=bar.update)
@@ -60,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     if resumed:
         start = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
     else:
+        if options.adapter:
+            checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
         run.mkdir(parents=True)
         checkpoint.write_json(run / "config.json", to_json(options))
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -130,7 +143,7 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
         run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         if run.exists():
             raise UserError(f"{run} exists already; name another --out, or go on with --resume {run}")
-        return run, options
+        return run, settle(options)
     if given:
         raise UserError(
             f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}"

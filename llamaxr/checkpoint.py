@@ -126,6 +126,42 @@ def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
     return state
 
 
+def load_adapter(folder: Path, model: LlamaXR, rank: int, lora_alpha: float) -> None:
+    """Start the model's LoRA from a PEFT adapter folder. UserError, naming what, where it is another kind of
+    adapter, of another rank or scale, or holds a matrix that has no place here. Linears that it leaves out
+    keep their fresh LoRA, which is no change at first."""
+    config, path = _read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
+    plain = {"peft_type": "LORA", "bias": "none", "r": rank, "lora_alpha": lora_alpha}
+    for key, value in plain.items():
+        if config.get(key) != value:
+            raise UserError(
+                f"{folder}/adapter_config.json: {key} is {config.get(key)!r}, not {value!r}; "
+                "--rank and --lora-alpha must be the adapter's, its kind LoRA without biases"
+            )
+    for key in (
+        "use_dora",
+        "use_rslora",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+    ):
+        if config.get(key):
+            raise UserError(
+                f"{folder}/adapter_config.json: {key} is set, which is unknown here; export without"
+            )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the adapter again") from None
+    own = adapter_tensors(model)
+    if unknown := sorted(tensors.keys() - own.keys()):
+        raise UserError(f"{path}: {unknown[0]} has no place in this model; was it trained on another base?")
+    if not tensors:
+        raise UserError(f"{path} holds no tensor; export the adapter again")
+    _fill({name: own[name] for name in tensors}, path)
+
+
 def _fill(parameters: dict[str, torch.Tensor], path: Path) -> None:
     tensors = load_file(path)
     if tensors.keys() != parameters.keys():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,9 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.recompute = (
+            False  # training: keep each block's input alone, and compute the block again backward
+        )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -218,7 +222,10 @@ class Llama(nn.Module):
         if padding is not None or (past and time > 1):
             mask = attention_mask(slots, past + time, padding)
         for block in self.layers:
-            x = block(x, rope, mask, cache)
+            if self.recompute and x.requires_grad:
+                x = checkpoint(block, x, rope, mask, cache, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, cache)
         if cache is not None:
             cache.length += time
         return self.norm(x)

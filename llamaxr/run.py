@@ -1,12 +1,12 @@
 """A run: its options, the data they name, and the model they describe, for train, generate and eval alike."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, memory
 from .data import iu_xray, phantom
 from .data.study import Study
 from .errors import UserError
@@ -16,12 +16,13 @@ from .options import from_json, option
 from .projector import Projector
 from .prompt import BRIDGES
 from .vision import Vision, load_vision
-from .weights import load_llama
+from .weights import find_base, load_llama, read_config
 
 HOME = Path(__file__).resolve().parent.parent
 RUNS, CACHE = HOME / "runs", HOME / "cache"
 TINY_BASE, DEMO = Path(__file__).parent / "assets" / "tiny-llama", Path(__file__).parent / "assets" / "demo"
 DATA = ("sample", "iu_xray")
+LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already: 5.7 GB instead of 16
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class TrainOptions:
 
     data: str = option("sample", "data set; sample is drawn by the project itself", choices=DATA)
     root: Path | None = option(None, "folder of the data set (iu_xray: R2Gen's layout)")
-    base: str = option("tiny", "language model: tiny (embedded) or a Hugging Face Llama folder")
+    base: str | None = option(
+        None,
+        "language model: tiny (embedded), a Hugging Face Llama folder, or a hub id; if not given, tiny for "
+        f"sample and {LLAMA_8B} else",
+    )
+    adapter: Path | None = option(None, "PEFT adapter folder from which LoRA starts; fresh if not given")
     quantize: str = option("nf4", "how the base's linears are held", choices=("nf4", "none"))
     vision: str = option("tiny", "vision network: tiny (embedded) or a DenseNet's .safetensors file")
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
@@ -44,6 +50,7 @@ class TrainOptions:
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
     batch: int = option(16, "studies a forward pass", at_least=1)
     accumulate: int = option(1, "forward passes a step", at_least=1)
+    recompute: bool = option(False, "compute each block again in the backward pass: slower, far less memory")
     steps: int = option(300, "optimiser steps in all", at_least=1)
     limit: int = option(0, "train on the first LIMIT studies only; 0 is all", at_least=0)
     max_report_tokens: int = option(300, "longer reports are cut to so many tokens", at_least=8)
@@ -58,6 +65,17 @@ class TrainOptions:
         None, "folder for drawn images and features; cache/ in the repository if not given"
     )
     out: Path | None = option(None, "run folder; a new one under runs/ if not given")
+
+
+def settle(options: TrainOptions) -> TrainOptions:
+    """The options with what they leave open filled in, as a run's config.json keeps them."""
+    base = options.base or ("tiny" if options.data == "sample" else LLAMA_8B)
+    return replace(options, base=base)
+
+
+def base_folder(options: TrainOptions) -> Path:
+    """Where the checkpoint lies that the options name as base. UserError where it cannot be had."""
+    return TINY_BASE if options.base == "tiny" else find_base(options.base)
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,13 +94,38 @@ def load_studies(options: TrainOptions, progress: Callable[[int], None] | None =
     return iu_xray.load_studies(options.root)
 
 
+def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> str:
+    """What the run will need beside what there is, in a line. UserError with advice where it cannot fit."""
+    config = read_config(base_folder(options) / "config.json")
+    longest = max((len(s.report) for s in studies if s.split == "train"), default=0) // 3 + 1
+    report = min(options.max_report_tokens, longest)  # three letters a token at least; four are usual
+    prompt = 90 + (2 * options.grid**2 if options.bridge != "scores" else 0)
+    prompt += 450 if options.bridge != "tokens" else 0  # 36 numbers, and 18 names
+    in_4_bits = options.quantize == "nf4"
+    needs = memory.training_needs(
+        config, in_4_bits=in_4_bits, dtype=compute_dtype(device), rank=options.rank,
+        projector=(1024, options.grid), rows=options.batch, time=prompt + report, report_tokens=report,
+        recompute=options.recompute,
+    )  # fmt: skip
+    has = memory.available(device)
+    line = memory.table(needs, has)
+    if mend := memory.advice(needs, has, options.batch, options.recompute, in_4_bits):
+        raise UserError(f"this run does not fit ({line}); {mend}")
+    return line
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on CUDA; fp32 on a CPU, where bf16 is slower."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]:
-    """Vision, and the model with fresh LoRA and projector, seeded. CUDA computes in bf16, a CPU in fp32."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Vision, and the model with fresh LoRA and projector, seeded."""
     vision = load_vision(options.vision, device)
     vision.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and CUDA
-    base = TINY_BASE if options.base == "tiny" else options.base
-    llama, tokenizer = load_llama(base, "nf4" if options.quantize == "nf4" else None, dtype, device)
+    quantize = "nf4" if options.quantize == "nf4" else None
+    llama, tokenizer = load_llama(base_folder(options), quantize, compute_dtype(device), device)
+    llama.recompute = options.recompute
     torch.manual_seed(options.seed)
     add_lora(llama, options.rank, options.lora_alpha, device=device)
     words = llama.embed_tokens.weight
