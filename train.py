@@ -2,16 +2,19 @@
 
 python train.py                                                  the embedded sample, minutes on two cores
 python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
+python train.py --data iu_xray --root DIR --recipe paper         LLaMA-XR as published
 python train.py --resume [runs/NAME]                             go on where a run was stopped
 """
 
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from bitsandbytes.optim import AdamW8bit
 from tqdm import tqdm
 
 from llamaxr import checkpoint
@@ -28,10 +31,13 @@ from llamaxr.run import (
     build,
     check_memory,
     load_studies,
+    n_steps,
     newest_run,
     pick_device,
     settle,
 )
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw8bit": AdamW8bit}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(train)} train and {len(val)} val studies are too few for --batch {options.batch}"
         )
 
+    options = replace(options, steps=n_steps(options, len(train)))
     # The longest reports are shown: they have findings to be right or wrong about.
     shown = sorted(val, key=lambda pair: -len(pair[1].report))[: options.n_samples]
 
@@ -65,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     adapters = [p for name, p in learning.items() if "lora_" in name]
     others = [p for name, p in learning.items() if "lora_" not in name]
     groups = [{"params": adapters, "peak": options.lr}, {"params": others, "peak": options.projector_lr}]
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+    optimizer = OPTIMIZERS[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay)
     trainable = [p for group in groups for p in group["params"]]
     start = 0
     if resumed:
@@ -143,7 +150,7 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
         run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         if run.exists():
             raise UserError(f"{run} exists already; name another --out, or go on with --resume {run}")
-        return run, settle(options)
+        return run, settle(options, given)
     if given:
         raise UserError(
             f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}"
