@@ -204,8 +204,9 @@ def show_samples(run: Path, step: int, model: LlamaXR, pairs: list, options: Tra
         return
     batch = model.collate([f for f, _ in pairs]).to(model.projector.place.device)
     rows = generate(
-        model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens
-    )
+        model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens,
+        shared=batch.shared,
+    )  # fmt: skip
     with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
         for (_, study), row in zip(pairs, rows, strict=True):
             report = model.tokenizer.decode(row)

@@ -26,7 +26,6 @@ from . import checkpoint
 from .errors import UserError, one_line_errors
 from .llama import Llama
 from .lora import LoRALinear
-from .nf4 import NF4Linear
 from .prompt import prompt_text
 from .run import base_folder, open_run
 from .weights import Stored
@@ -51,9 +50,8 @@ def merged(llama: Llama) -> Iterator[tuple[str, Tensor]]:
         if inside and name.startswith(inside):
             continue  # a LoRALinear's own parts
         if isinstance(module, LoRALinear):
-            inside, base = f"{name}.", module.base
-            weight = base.dequantise(torch.float32) if isinstance(base, NF4Linear) else base.weight.float()
-            yield f"model.{name}.weight", (weight + module.delta()).to("cpu", torch.bfloat16)
+            inside = f"{name}."
+            yield f"model.{name}.weight", module.merged().to("cpu", torch.bfloat16)
             continue
         for kind, weight in module.named_parameters(recurse=False):
             full = f"{name}.{kind}" if name == "lm_head" else f"model.{name}.{kind}"

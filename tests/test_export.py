@@ -81,7 +81,7 @@ def test_transformers_loads_the_merged_model_and_it_is_the_dequantised_base_plus
     assert len(layers) == 7 * theirs.config.num_hidden_layers
     for name, layer in layers.items():
         assert isinstance(layer.base, NF4Linear)
-        sum_ = layer.base.dequantise(torch.float32) + layer.delta()
+        sum_ = layer.base.dequantise(torch.float32) + layer.lora_B @ layer.lora_A  # alpha / rank is 1
         assert torch.equal(weights[f"model.{name}.weight"], sum_.bfloat16())
 
 
