@@ -108,8 +108,9 @@ def write(model, seen: list, options: EvalOptions, name: str) -> list[str]:
     for at in tqdm(range(0, len(seen), options.batch), desc=name, unit="batch", leave=False):
         batch = model.collate(seen[at : at + options.batch]).to(model.projector.place.device)
         rows = generate(
-            model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens
-        )
+            model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens,
+            shared=batch.shared,
+        )  # fmt: skip
         reports += [model.tokenizer.decode(row).strip() for row in rows]
     return reports
 

@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> None:
                 write_as_it_comes(model, stream(model.llama, *prompts, **how))
                 return
             if options.beams > 1:
-                rows = beam_search(model.llama, *prompts, n_beams=options.beams)
+                rows = beam_search(model.llama, *prompts, n_beams=options.beams, shared=batch.shared)
             else:
-                rows = generate(model.llama, *prompts, **how)
+                rows = generate(model.llama, *prompts, **how, shared=batch.shared)
             for images, row in zip(groups[at : at + options.batch], rows, strict=True):
                 report = model.tokenizer.decode(row).strip()
                 if options.json:

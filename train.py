@@ -2,16 +2,19 @@
 
 python train.py                                                  the embedded sample, minutes on two cores
 python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
+python train.py --data iu_xray --root DIR --recipe paper         LLaMA-XR as published
 python train.py --resume [runs/NAME]                             go on where a run was stopped
 """
 
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from bitsandbytes.optim import AdamW8bit
 from tqdm import tqdm
 
 from llamaxr import checkpoint
@@ -21,7 +24,20 @@ from llamaxr.features import study_features
 from llamaxr.model import Batch, LlamaXR
 from llamaxr.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
-from llamaxr.run import CACHE, RUNS, TrainOptions, build, load_studies, newest_run, pick_device
+from llamaxr.run import (
+    CACHE,
+    RUNS,
+    TrainOptions,
+    build,
+    check_memory,
+    load_studies,
+    n_steps,
+    newest_run,
+    pick_device,
+    settle,
+)
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw8bit": AdamW8bit}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with tqdm(desc="studies", unit=" drawn", leave=False) as bar:
         studies = load_studies(options, progress=lambda done: bar.update(done - bar.n))
+    tqdm.write(check_memory(options, studies, device))
     vision, model = build(options, device)
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
         seen = study_features(vision, studies, device, options.cache or CACHE, progress=bar.update)
@@ -47,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(train)} train and {len(val)} val studies are too few for --batch {options.batch}"
         )
 
+    options = replace(options, steps=n_steps(options, len(train)))
     # The longest reports are shown: they have findings to be right or wrong about.
     shown = sorted(val, key=lambda pair: -len(pair[1].report))[: options.n_samples]
 
@@ -54,12 +72,14 @@ def main(argv: list[str] | None = None) -> None:
     adapters = [p for name, p in learning.items() if "lora_" in name]
     others = [p for name, p in learning.items() if "lora_" not in name]
     groups = [{"params": adapters, "peak": options.lr}, {"params": others, "peak": options.projector_lr}]
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.weight_decay)
+    optimizer = OPTIMIZERS[options.optimizer](groups, lr=options.lr, weight_decay=options.weight_decay)
     trainable = [p for group in groups for p in group["params"]]
     start = 0
     if resumed:
         start = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
     else:
+        if options.adapter:
+            checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
         run.mkdir(parents=True)
         checkpoint.write_json(run / "config.json", to_json(options))
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -130,7 +150,7 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
         run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
         if run.exists():
             raise UserError(f"{run} exists already; name another --out, or go on with --resume {run}")
-        return run, options
+        return run, settle(options, given)
     if given:
         raise UserError(
             f"--resume takes its options from the run; leave out --{min(given).replace('_', '-')}"
@@ -184,8 +204,9 @@ def show_samples(run: Path, step: int, model: LlamaXR, pairs: list, options: Tra
         return
     batch = model.collate([f for f, _ in pairs]).to(model.projector.place.device)
     rows = generate(
-        model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens
-    )
+        model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_report_tokens,
+        shared=batch.shared,
+    )  # fmt: skip
     with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
         for (_, study), row in zip(pairs, rows, strict=True):
             report = model.tokenizer.decode(row)

@@ -7,7 +7,7 @@
         adapter_model.safetensors     LoRA, in PEFT's names and lay-out, with adapter_config.json
         projector.safetensors
         optimizer.safetensors         AdamW's moments: only needed to resume
-        state.json                    step, validation loss, what the optimiser knows besides
+        state.json                    step, validation loss
 
 A checkpoint is written to a temporary folder and renamed, so a crash leaves the old ones and no half one.
 Two are kept: the last (to resume) and the best on validation (to use). The base's weights are never saved.
@@ -112,18 +112,48 @@ def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
             path = folder / "optimizer.safetensors"
             if not path.is_file():
                 raise UserError(f"{folder} has no optimizer.safetensors, so it cannot be resumed; train anew")
-            moments = load_file(path)
-            for name, parameter in _trainable(model).items():
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state["step"])),
-                    "exp_avg": moments[f"{name}.exp_avg"].to(parameter.device),
-                    "exp_avg_sq": moments[f"{name}.exp_avg_sq"].to(parameter.device),
-                }
+            _remember(model, optimizer, load_file(path))
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(
             f"the checkpoint {folder} is damaged or incomplete ({error}); use another run"
         ) from None
     return state
+
+
+def load_adapter(folder: Path, model: LlamaXR, rank: int, lora_alpha: float) -> None:
+    """Start the model's LoRA from a PEFT adapter folder. UserError, naming what, where it is another kind of
+    adapter, of another rank or scale, or holds a matrix that has no place here. Linears that it leaves out
+    keep their fresh LoRA, which is no change at first."""
+    config, path = _read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
+    plain = {"peft_type": "LORA", "bias": "none", "r": rank, "lora_alpha": lora_alpha}
+    for key, value in plain.items():
+        if config.get(key) != value:
+            raise UserError(
+                f"{folder}/adapter_config.json: {key} is {config.get(key)!r}, not {value!r}; "
+                "--rank and --lora-alpha must be the adapter's, its kind LoRA without biases"
+            )
+    for key in (
+        "use_dora",
+        "use_rslora",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+    ):
+        if config.get(key):
+            raise UserError(
+                f"{folder}/adapter_config.json: {key} is set, which is unknown here; export without"
+            )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the adapter again") from None
+    own = adapter_tensors(model)
+    if unknown := sorted(tensors.keys() - own.keys()):
+        raise UserError(f"{path}: {unknown[0]} has no place in this model; was it trained on another base?")
+    if not tensors:
+        raise UserError(f"{path} holds no tensor; export the adapter again")
+    _fill({name: own[name] for name in tensors}, path)
 
 
 def _fill(parameters: dict[str, torch.Tensor], path: Path) -> None:
@@ -146,13 +176,26 @@ def _trainable(model: LlamaXR) -> dict[str, torch.nn.Parameter]:
 
 
 def _moments(model: LlamaXR, optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's two moments a parameter; zeros where it has not stepped yet."""
+    """All that the optimiser knows of each parameter: AdamW's step and two moments; in 8 bits, their scales.
+    Its names hold no dot, so a parameter's name and it come apart again at the last one."""
     tensors = {}
     for name, parameter in _trainable(model).items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            value = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
-            tensors[f"{name}.{moment}"] = value.cpu()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{name}.{key}"] = torch.as_tensor(value).cpu().clone()  # the scales' tables are shared
     return tensors
+
+
+def _remember(model: LlamaXR, optimizer, moments: dict[str, torch.Tensor]) -> None:
+    parameters = _trainable(model)
+    for name, value in moments.items():
+        name, _, key = name.rpartition(".")
+        if key == "step":  # torch keeps a tensor on the CPU, bitsandbytes a number
+            value = value if isinstance(optimizer, torch.optim.AdamW) else int(value)
+        else:
+            value = value.to(parameters[name].device)
+        optimizer.state[parameters[name]][key] = value
+    if len(optimizer.state) < len(parameters):
+        raise KeyError(f"moments of {len(optimizer.state)} of {len(parameters)} parameters")
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

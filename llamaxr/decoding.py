@@ -23,25 +23,50 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    shared: int = 0,
 ) -> Iterator[list[int | None]]:
     """Yield, a step, each row's next token, or None for a row that has ended (EOS itself is not yielded).
 
     x (batch, time, dim): embedded prompts, filler at the left by `padding` (batch,). temperature 0 is greedy;
     above, tokens are drawn from the smallest set that holds probability top_p (Holtzman et al. 2020), with
-    `generator` on x's device. Ends when all rows have, or after max_tokens.
+    `generator` on x's device. shared: leading positions that are the same in all rows, read once. Ends when
+    all rows have, or after max_tokens. A row that has ended soon leaves the batch and costs nothing more.
     """
     batch, time, _ = x.shape
     cache = KVCache(llama.config, batch, time + max_tokens, x.device, x.dtype)
-    eos = torch.tensor(eos_ids, device=x.device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=x.device)
-    for _ in range(max_tokens):
-        logits = llama.logits(llama.hidden(x, padding, cache)[:, -1]).float()  # (batch, vocab)
+    eos, rows = set(eos_ids), list(range(batch))  # rows: which of the batch the tensors still hold
+    ended = [False] * batch
+    hidden = read(llama, x, padding, cache, shared)  # (batch, 1, dim)
+    for left in range(max_tokens, 0, -1):
+        logits = llama.logits(hidden[:, -1]).float()  # (len(rows), vocab)
         tokens = logits.argmax(-1) if temperature == 0 else sample(logits, temperature, top_p, generator)
-        ended |= torch.isin(tokens, eos)
-        if ended.all():
+        said: list[int | None] = [None] * batch
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            ended[row] = ended[row] or token in eos
+            said[row] = None if ended[row] else token
+        if all(ended):
             return
-        yield [None if done else token for token, done in zip(tokens.tolist(), ended.tolist(), strict=True)]
-        x = llama.embed(tokens)[:, None]  # (batch, 1, dim)
+        yield said
+        if left == 1:
+            return
+        going = [i for i, row in enumerate(rows) if not ended[row]]
+        if 4 * len(going) <= 3 * len(rows):  # copying the cache at each end would cost more than it saves
+            keep = torch.tensor(going, device=x.device)
+            cache.select(keep)
+            tokens, rows = tokens[keep], [rows[i] for i in going]
+            padding = None if padding is None else padding[keep]
+        hidden = llama.hidden(llama.embed(tokens)[:, None], padding, cache)  # (len(rows), 1, dim)
+
+
+def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared: int = 0) -> Tensor:
+    """Read prompts x (batch, time, dim) into an empty cache; the last position's hidden state, (batch, 1,
+    dim). The first `shared` positions, the same in all rows, are read as one row and copied."""
+    if shared:
+        one = KVCache(llama.config, 1, shared, x.device, x.dtype)
+        llama.hidden(x[:1, :shared], None, one)
+        cache.keys[:, :, :, :shared], cache.values[:, :, :, :shared] = one.keys, one.values
+        cache.length, x = shared, x[:, shared:]
+    return llama.hidden(x, padding, cache)[:, -1:]
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -66,7 +91,13 @@ def generate(
 
 @torch.inference_mode()
 def beam_search(
-    llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, n_beams: int
+    llama: Llama,
+    x: Tensor,
+    padding: Tensor | None,
+    eos_ids: tuple[int, ...],
+    max_tokens: int,
+    n_beams: int,
+    shared: int = 0,
 ) -> list[list[int]]:
     """The report of highest mean log-probability a token that n_beams beginnings lead to; a list a row.
 
@@ -77,7 +108,7 @@ def beam_search(
     batch, time, _ = x.shape
     device, vocab = x.device, llama.config.vocab_size
     cache = KVCache(llama.config, batch, time + max_tokens, device, x.dtype)
-    logits = llama.logits(llama.hidden(x, padding, cache)[:, -1])  # (batch, vocab)
+    logits = llama.logits(read(llama, x, padding, cache, shared)[:, -1])  # (batch, vocab)
     first = torch.arange(batch, device=device)[:, None] * n_beams
     cache.select(torch.arange(batch, device=device).repeat_interleave(n_beams))
     if padding is not None:

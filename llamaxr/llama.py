@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,64 @@ class KVCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Rows of unequal length that begin alike, laid end to end as one: their common beginning once, then what
+    each row has of its own. Linears and norms then see each position once and no filler; attention alone must
+    know who belongs together.
+
+    positions (n,): of each place of the packed row, its position in its own row. queries (batch, time): the
+    places of each row's own positions, filled up to the longest. keys (batch, shared + time): the same, the
+    common beginning before them. back (n - shared,): where in queries, read row by row, each place stands.
+    """
+
+    positions: Tensor
+    queries: Tensor
+    keys: Tensor
+    back: Tensor
+
+    @classmethod
+    def of(cls, lengths: list[int], shared: int) -> "Packing":
+        """For rows of these lengths, all longer than `shared`, their common beginning."""
+        assert 0 <= shared < min(lengths)
+        own = torch.tensor(lengths) - shared
+        places = torch.arange(int(own.max()))[None]  # (1, time)
+        valid = places < own[:, None]  # (batch, time)
+        queries = shared + (own.cumsum(0) - own)[:, None] + places.where(valid, 0)
+        beginning = torch.arange(shared)
+        positions = torch.cat([beginning, shared + places.expand_as(valid)[valid]])
+        keys = torch.cat([beginning.expand(len(own), -1), queries], dim=1)
+        return cls(positions, queries, keys, valid.flatten().nonzero()[:, 0])
+
+    def to(self, device) -> "Packing":
+        return Packing(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in the packed row, (1, heads, n, head_dim) as q: of the beginning, then row by row."""
+        time = self.queries.shape[1]
+        shared = self.keys.shape[1] - time
+
+        def rows(x: Tensor, places: Tensor) -> Tensor:
+            """(1, heads, n, head_dim) -> (batch, heads, places a row, head_dim)"""
+            return x[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+
+        slots = torch.arange(shared, shared + time, device=q.device)
+        mask = attention_mask(slots, shared + time, None)  # filler is right of all that a row reads
+        y = F.scaled_dot_product_attention(
+            rows(q, self.queries), rows(k, self.keys), rows(v, self.keys), attn_mask=mask,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        y = (
+            y.transpose(0, 1).flatten(1, 2).index_select(1, self.back)[None]
+        )  # (1, heads, n - shared, head_dim)
+        if not shared:
+            return y
+        first = F.scaled_dot_product_attention(
+            *(x[:, :, :shared] for x in (q, k, v)), is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return torch.cat([first, y], dim=2)
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023): n_heads queries share n_kv_heads keys and values."""
 
@@ -123,7 +182,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None):
+    def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None, packing: Packing | None):
         batch, time, _ = x.shape
 
         def heads(y: Tensor) -> Tensor:
@@ -134,10 +193,11 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, past + time, head_dim)
-        # Without a mask, either the past is empty (plain causal) or one new token may see all of it.
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and time > 1, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        if packing is not None:
+            y = packing.attend(q, k, v)
+        else:  # Without a mask, either the past is empty (plain causal) or one new token may see all of it.
+            causal, gqa = mask is None and time > 1, q.shape[1] != k.shape[1]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
         return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))  # (batch, time, dim)
 
 
@@ -162,8 +222,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rope, mask, cache) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+    def forward(self, x: Tensor, rope, mask, cache, packing) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, packing)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -174,6 +234,9 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.recompute = (
+            False  # training: keep each block's input alone, and compute the block again backward
+        )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -202,23 +265,35 @@ class Llama(nn.Module):
         rows = weight.split(max(1, 2**20 // self.config.dim))
         return torch.cat([F.linear(hidden, r.to(hidden.dtype)) for r in rows], dim=-1)
 
-    def hidden(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        x: Tensor,
+        padding: Tensor | None = None,
+        cache: KVCache | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """Embeddings (batch, time, dim) -> hidden states after the last norm, same shape.
 
         padding (batch,): how many positions at the left of each row are filler (0 to time); they are never
         attended to and do not count as positions. None where no row has any. cache: where x continues.
+        packing: x is one row, in which several lie end to end.
         """
         past = cache.length if cache is not None else 0
         time, device = x.shape[1], x.device
         slots = torch.arange(past, past + time, device=device)  # (time,) places in the row, filler included
         positions = slots[None] if padding is None else (slots[None] - padding[:, None]).clamp(min=0)
+        if packing is not None:
+            positions = packing.positions[None]
         angles = positions[:, None, :, None].float() * rope_frequencies(self.config, device)
         rope = angles.cos(), angles.sin()  # (batch or 1, 1, time, head_dim / 2)
         mask = None
         if padding is not None or (past and time > 1):
             mask = attention_mask(slots, past + time, padding)
         for block in self.layers:
-            x = block(x, rope, mask, cache)
+            if self.recompute and x.requires_grad:
+                x = checkpoint(block, x, rope, mask, cache, packing, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, cache, packing)
         if cache is not None:
             cache.length += time
         return self.norm(x)

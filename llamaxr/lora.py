@@ -29,12 +29,15 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does: uniform within 1 / sqrt(in)
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(x, self.lora_A.to(x.dtype))  # (..., rank)
-        return self.base(x) + F.linear(low, self.lora_B.to(x.dtype)) * self.scaling  # (..., out_features)
+        low = F.linear(x, self.lora_A.to(x.dtype)) * self.scaling  # (..., rank), where scaling is cheap
+        y, b = self.base(x), self.lora_B.to(x.dtype)
+        # y + low B^T in one pass over y
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.T).view_as(y)  # (..., out_features)
 
-    def delta(self) -> Tensor:
-        """What the adapter adds to the weight, (out_features, in_features): merging is W + delta."""
-        return self.lora_B @ self.lora_A * self.scaling
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """The weight of the one linear that does the same, W + (alpha / r) B A, in fp32: (out, in)."""
+        return self.base.weight.float() + self.lora_B @ self.lora_A * self.scaling
 
 
 def add_lora(model: nn.Module, rank: int, lora_alpha: float, targets: tuple[str, ...] = TARGETS, device=None):
@@ -51,3 +54,14 @@ def add_lora(model: nn.Module, rank: int, lora_alpha: float, targets: tuple[str,
                 setattr(parent, child_name, layer)
                 wrapped[f"{name}.{child_name}".lstrip(".")] = layer
     return wrapped
+
+
+def merge(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put one plain linear in the place of each wrapped one: the fastest form to write with, and the largest.
+    Nothing can learn afterwards. The base acts as it did: an NF4 one is merged as it dequantises."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoRALinear):
+            parent, _, child = name.rpartition(".")
+            linear = nn.Linear(layer.base.in_features, layer.base.out_features, bias=False, device="meta")
+            linear.weight = nn.Parameter(layer.merged().to(dtype), requires_grad=False)
+            setattr(model.get_submodule(parent), child, linear)

@@ -7,34 +7,43 @@ that the study has. They are computed once (vision is frozen) and kept, so train
     prompt ids ─ embedding ────────────┴─> one row of vectors ─ Llama ─> loss, or a report (decoding.py)
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import StudyFeatures
-from .llama import Llama
+from .llama import Llama, Packing
 from .projector import Projector
-from .prompt import IGNORE, SLOT, Example, study_prompt, with_report
+from .prompt import IGNORE, SLOT, study_prompt, with_report
 from .tokenizer import Tokenizer
 from .vision import PATHOLOGIES
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Several studies as one tensor. ids, targets (batch, time); padding (batch,): filler at the left of each
-    row, None where there is none; grids (n, channels, 7, 7) and views (n,): all its views, in order."""
+    """Several studies as one tensor, in one of two forms.
+
+    To learn from: packed as one row. ids, targets (1, n); packing says which position belongs to whom.
+    To write from: ids, targets (batch, time); padding (batch,): filler at the left of each row, so that all
+    reports begin together, None where there is none; shared: leading positions that are the same in all rows.
+
+    grids (n, channels, 7, 7) and views (n,): all views of the batch, in order.
+    """
 
     ids: Tensor
     targets: Tensor
-    padding: Tensor | None
     grids: Tensor
     views: Tensor
+    padding: Tensor | None = None
+    shared: int = 0
+    packing: Packing | None = None
 
     def to(self, device) -> "Batch":
-        moved = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Batch(*(None if t is None else t.to(device, non_blocking=True) for t in moved))
+        movable = {k: v for k, v in vars(self).items() if isinstance(v, Tensor | Packing)}
+        return replace(self, **{k: v.to(device) for k, v in movable.items()})
 
 
 class LlamaXR(nn.Module):
@@ -57,30 +66,29 @@ class LlamaXR(nn.Module):
 
     def collate(
         self, studies: list[StudyFeatures], reports: list[str] | None = None, max_report_tokens: int = 0
-    ):
-        """Studies (and, to train, their reports) -> Batch. Filler stands right of training rows, where no
-        token can see it and no mask is needed, and left of prompts, so that all reports begin together."""
-        prompts = [self.prompt(study) for study in studies]
-        if reports is None:
-            rows = [Example(ids, [IGNORE] * len(ids)) for ids in prompts]
-        else:
-            rows = [
-                with_report(self.tokenizer, ids, report, max_report_tokens)
-                for ids, report in zip(prompts, reports, strict=True)
-            ]
-        time = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), time), self.tokenizer.pad_id)
-        targets = torch.full((len(rows), time), IGNORE)
-        for i, row in enumerate(rows):
-            n = len(row.ids)
-            place = slice(time - n, time) if reports is None else slice(0, n)
-            ids[i, place], targets[i, place] = torch.tensor(row.ids), torch.tensor(row.targets)
-        padding = None
-        if reports is None and any(len(row.ids) < time for row in rows):
-            padding = torch.tensor([time - len(row.ids) for row in rows])
+    ) -> Batch:
+        """Studies (and, to train, their reports) -> Batch."""
         grids = torch.cat([study.grids for study in studies])  # (n, channels, 7, 7)
         views = torch.tensor([view for study in studies for view in study.views])
-        return Batch(ids, targets, padding, grids, views)
+        prompts = [self.prompt(study) for study in studies]
+        if reports is not None:
+            pairs = zip(prompts, reports, strict=True)
+            rows = [with_report(self.tokenizer, ids, report, max_report_tokens) for ids, report in pairs]
+            shared = shared_length(prompts)
+            ids, targets = ([*getattr(rows[0], name)[:shared]] for name in ("ids", "targets"))
+            for row in rows:
+                ids += row.ids[shared:]
+                targets += row.targets[shared:]
+            packing = Packing.of([len(row.ids) for row in rows], shared)
+            return Batch(torch.tensor([ids]), torch.tensor([targets]), grids, views, packing=packing)
+        time = max(map(len, prompts))
+        ids = torch.full((len(prompts), time), self.tokenizer.pad_id)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[time - len(prompt) :] = torch.tensor(prompt)
+        padding = torch.tensor([time - len(prompt) for prompt in prompts])
+        if padding.any():
+            return Batch(ids, torch.full_like(ids, IGNORE), grids, views, padding)
+        return Batch(ids, torch.full_like(ids, IGNORE), grids, views, shared=shared_length(prompts))
 
     def embed(self, batch: Batch) -> Tensor:
         """Word embeddings, with the soft tokens in their slots: (batch, time, dim)."""
@@ -97,7 +105,17 @@ class LlamaXR(nn.Module):
         The sum, not the mean: a caller that gathers several batches must divide by the tokens of all, or a
         short report would weigh more than a long one. Logits exist at the report's positions only.
         """
-        hidden = self.llama.hidden(self.embed(batch), batch.padding)  # (batch, time, dim)
+        hidden = self.llama.hidden(self.embed(batch), packing=batch.packing)  # (1, n, dim)
         where = batch.targets != IGNORE
         logits = self.llama.logits(hidden[where]).float()  # (n_targets, vocab)
         return F.cross_entropy(logits, batch.targets[where], reduction="sum"), where.sum()
+
+
+def shared_length(prompts: list[list[int]]) -> int:
+    """How many leading words all prompts share, images apart; 0 for one prompt, and always less than the
+    whole of one, so that each keeps a position of its own."""
+    if len(prompts) == 1:
+        return 0
+    columns = zip(*prompts, strict=False)  # as many as the shortest has words
+    same = itertools.takewhile(lambda words: len(set(words)) == 1 and words[0] != SLOT, columns)
+    return min(sum(1 for _ in same), min(map(len, prompts)) - 1)

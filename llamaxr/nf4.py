@@ -114,8 +114,13 @@ class NF4Linear(nn.Module):
             quant_type="nf4", dtype=torch.float32, offset=offset, state2=state2))  # fmt: skip
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
-        """The weight as it acts, (out_features, in_features)."""
+        """The weight as it acts, written out whole: (out_features, in_features)."""
         return torch.cat([tile for _, tile in self.tiles(dtype)])
+
+    @property
+    def weight(self) -> Tensor:
+        """The same in fp32, under the name that any linear has for it."""
+        return self.dequantise(torch.float32)
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """The weight as it acts, tile by tile: its rows, and (n_rows, in_features). The dtype decides what

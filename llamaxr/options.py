@@ -86,11 +86,14 @@ def to_json(options) -> dict:
 
 
 def from_json(options: type, values: dict, where: Path):
-    """Options from a config.json. UserError where a value is missing, unknown or of another type."""
+    """Options from a config.json, defaults for those it does not know yet. UserError where it holds none, an
+    unknown one, or a value of another type."""
     hints = typing.get_type_hints(options)
     fields = {}
     try:
         for field in dataclasses.fields(options):
+            if field.name not in values and values:  # written before this option was
+                continue
             value, kind = values[field.name], hints[field.name]
             kinds = typing.get_args(kind) or (kind,)
             if Path in kinds and isinstance(value, str):

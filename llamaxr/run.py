@@ -1,12 +1,13 @@
 """A run: its options, the data they name, and the model they describe, for train, generate and eval alike."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, memory
 from .data import iu_xray, phantom
 from .data.study import Study
 from .errors import UserError
@@ -16,27 +17,52 @@ from .options import from_json, option
 from .projector import Projector
 from .prompt import BRIDGES
 from .vision import Vision, load_vision
-from .weights import load_llama
+from .weights import find_base, load_llama, read_config
 
 HOME = Path(__file__).resolve().parent.parent
 RUNS, CACHE = HOME / "runs", HOME / "cache"
 TINY_BASE, DEMO = Path(__file__).parent / "assets" / "tiny-llama", Path(__file__).parent / "assets" / "demo"
 DATA = ("sample", "iu_xray")
+LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already: 5.7 GB instead of 16
+
+
+# What a recipe sets where the command line does not. `ours` on the sample is the options' own defaults.
+# `paper` is LLaMA-XR as published (section 4.2); others found that its rate does not move the model in its
+# 195 steps, and that 2e-4 does (--recipe paper --lr 2e-4).
+RECIPES: dict[str, dict] = {
+    "ours": {"batch": 8, "lr": 5e-4, "projector_lr": 1e-3, "epochs": 3.0, "steps": 0, "val_every": 100},
+    "paper": {
+        "bridge": "scores", "vision": "densenet121-res224-all", "rank": 16, "lora_alpha": 16.0, "lr": 2e-6,
+        "optimizer": "adamw8bit", "warmup": 30, "weight_decay": 0.01, "batch": 8, "accumulate": 4,
+        "epochs": 3.0, "steps": 0, "val_every": 65,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Everything that decides what a training run does; a run's config.json holds exactly this."""
 
+    recipe: str = option(
+        "ours", "sets all that is not given: ours, or paper, LLaMA-XR's", choices=tuple(RECIPES)
+    )
     data: str = option("sample", "data set; sample is drawn by the project itself", choices=DATA)
     root: Path | None = option(None, "folder of the data set (iu_xray: R2Gen's layout)")
-    base: str = option("tiny", "language model: tiny (embedded) or a Hugging Face Llama folder")
+    base: str | None = option(
+        None,
+        "language model: tiny (embedded), a Hugging Face Llama folder, or a hub id; if not given, tiny for "
+        f"sample and {LLAMA_8B} else",
+    )
+    adapter: Path | None = option(None, "PEFT adapter folder from which LoRA starts; fresh if not given")
     quantize: str = option("nf4", "how the base's linears are held", choices=("nf4", "none"))
     vision: str = option("tiny", "vision network: tiny (embedded) or a DenseNet's .safetensors file")
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
     grid: int = option(7, "soft tokens a view: GRID x GRID of DenseNet's 7 x 7 places", at_least=1, at_most=7)
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(16.0, "LoRA's scale: adapters are multiplied by alpha / rank", above=0)
+    optimizer: str = option(
+        "adamw", "adamw8bit is bitsandbytes', as the paper's", choices=("adamw", "adamw8bit")
+    )
     lr: float = option(2e-3, "peak learning rate of LoRA", above=0)
     projector_lr: float = option(2e-3, "peak learning rate of the projector", above=0)
     warmup: int = option(30, "steps until the learning rate peaks; it then falls linearly to 0", at_least=0)
@@ -44,7 +70,9 @@ class TrainOptions:
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
     batch: int = option(16, "studies a forward pass", at_least=1)
     accumulate: int = option(1, "forward passes a step", at_least=1)
-    steps: int = option(300, "optimiser steps in all", at_least=1)
+    recompute: bool = option(False, "compute each block again in the backward pass: slower, far less memory")
+    epochs: float = option(0.0, "passes over the train split, if --steps is 0", at_least=0)
+    steps: int = option(300, "optimiser steps in all; 0: --epochs counts", at_least=0)
     limit: int = option(0, "train on the first LIMIT studies only; 0 is all", at_least=0)
     max_report_tokens: int = option(300, "longer reports are cut to so many tokens", at_least=8)
     val_every: int = option(50, "steps between validations; each also saves and writes samples", at_least=1)
@@ -58,6 +86,32 @@ class TrainOptions:
         None, "folder for drawn images and features; cache/ in the repository if not given"
     )
     out: Path | None = option(None, "run folder; a new one under runs/ if not given")
+
+
+def settle(options: TrainOptions, given: set[str]) -> TrainOptions:
+    """The options with what the command line left open filled in by the recipe, as config.json keeps them.
+    given: the names that the command line set."""
+    recipe = RECIPES[options.recipe]
+    if (options.recipe, options.data) == ("ours", "sample"):
+        recipe = {}
+    if "epochs" in given and "steps" not in given:
+        recipe = {**recipe, "steps": 0}
+    if "steps" in given:
+        recipe = {**recipe, "epochs": 0.0}
+    options = replace(options, **{name: value for name, value in recipe.items() if name not in given})
+    if not options.steps and not options.epochs:
+        raise UserError("--steps and --epochs are both 0; give one of them")
+    return replace(options, base=options.base or ("tiny" if options.data == "sample" else LLAMA_8B))
+
+
+def n_steps(options: TrainOptions, n_train: int) -> int:
+    """Optimiser steps of the whole run over so many train studies."""
+    return options.steps or math.ceil(options.epochs * n_train / (options.batch * options.accumulate))
+
+
+def base_folder(options: TrainOptions) -> Path:
+    """Where the checkpoint lies that the options name as base. UserError where it cannot be had."""
+    return TINY_BASE if options.base == "tiny" else find_base(options.base)
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,13 +130,38 @@ def load_studies(options: TrainOptions, progress: Callable[[int], None] | None =
     return iu_xray.load_studies(options.root)
 
 
+def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> str:
+    """What the run will need beside what there is, in a line. UserError with advice where it cannot fit."""
+    config = read_config(base_folder(options) / "config.json")
+    longest = max((len(s.report) for s in studies if s.split == "train"), default=0) // 3 + 1
+    report = min(options.max_report_tokens, longest)  # three letters a token at least; four are usual
+    prompt = 90 + (2 * options.grid**2 if options.bridge != "scores" else 0)
+    prompt += 450 if options.bridge != "tokens" else 0  # 36 numbers, and 18 names
+    in_4_bits = options.quantize == "nf4"
+    needs = memory.training_needs(
+        config, in_4_bits=in_4_bits, dtype=compute_dtype(device), rank=options.rank,
+        projector=(1024, options.grid), rows=options.batch, time=prompt + report, report_tokens=report,
+        recompute=options.recompute,
+    )  # fmt: skip
+    has = memory.available(device)
+    line = memory.table(needs, has)
+    if mend := memory.advice(needs, has, options.batch, options.recompute, in_4_bits):
+        raise UserError(f"this run does not fit ({line}); {mend}")
+    return line
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 on CUDA; fp32 on a CPU, where bf16 is slower."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]:
-    """Vision, and the model with fresh LoRA and projector, seeded. CUDA computes in bf16, a CPU in fp32."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Vision, and the model with fresh LoRA and projector, seeded."""
     vision = load_vision(options.vision, device)
     vision.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and CUDA
-    base = TINY_BASE if options.base == "tiny" else options.base
-    llama, tokenizer = load_llama(base, "nf4" if options.quantize == "nf4" else None, dtype, device)
+    quantize = "nf4" if options.quantize == "nf4" else None
+    llama, tokenizer = load_llama(base_folder(options), quantize, compute_dtype(device), device)
+    llama.recompute = options.recompute
     torch.manual_seed(options.seed)
     add_lora(llama, options.rank, options.lora_alpha, device=device)
     words = llama.embed_tokens.weight

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from bitsandbytes.optim import AdamW8bit
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -18,23 +19,24 @@ from tests.conftest import write_base
 OPTIONS = {"base": "tiny", "rank": 4, "lora_alpha": 8.0}
 
 
-def assemble(base, seed, rank=4):
+def assemble(base, seed, rank=4, kind=torch.optim.AdamW):
     llama, tokenizer = load_llama(base)
     torch.manual_seed(seed)
     add_lora(llama, rank, 8.0)
     model = LlamaXR(Projector(8, 64, grid=2), llama, tokenizer, "tokens")
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-2)
+    optimizer = kind(trainable, lr=1e-2)
     for p in trainable:
         p.grad = torch.randn_like(p)
     return model, optimizer
 
 
-def test_what_is_saved_is_what_is_loaded_and_the_next_step_is_the_same(base, tmp_path):
-    model, optimizer = assemble(base, 1)
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamW8bit])
+def test_what_is_saved_is_what_is_loaded_and_the_next_step_is_the_same(base, tmp_path, kind):
+    model, optimizer = assemble(base, 1, kind=kind)
     optimizer.step()
     folder = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5, optimizer)
-    other, other_optimizer = assemble(base, 2)
+    other, other_optimizer = assemble(base, 2, kind=kind)
     assert checkpoint.load(folder, other, other_optimizer)["step"] == 1
     for p, q in zip(other.parameters(), model.parameters(), strict=True):
         q.grad = p.grad

@@ -35,6 +35,16 @@ def test_reading_through_the_cache_equals_reading_at_once(model):
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)  # other sums, other rounding: fp32
 
 
+def test_recomputing_a_block_changes_no_gradient(model):
+    grads = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        x = model.embed(torch.arange(12)[None]).detach().requires_grad_()
+        model.hidden(x).square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+
+
 def test_filler_at_the_left_changes_nothing(model):
     ids = torch.randint(0, 50, (1, 7))
     with torch.no_grad():

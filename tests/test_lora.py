@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from llamaxr.llama import Llama, LlamaConfig
-from llamaxr.lora import LoRALinear, add_lora
+from llamaxr.lora import LoRALinear, add_lora, merge
 from llamaxr.nf4 import NF4Linear
 from llamaxr.weights import load_llama
 
@@ -25,7 +25,7 @@ def test_it_adds_alpha_over_rank_b_a():
     layer, x = trained(linear), torch.randn(5, 16)
     expected = x @ (linear.weight + 2.0 * layer.lora_B @ layer.lora_A).T
     assert torch.allclose(layer(x), expected, atol=1e-5)
-    assert torch.allclose(linear.weight + layer.delta(), linear.weight + 2.0 * layer.lora_B @ layer.lora_A)
+    assert torch.allclose(linear.weight + layer.lora_B @ layer.lora_A * 2.0, layer.merged())
 
 
 def test_on_nf4_it_equals_itself_on_the_dequantised_weight_gradients_too():
@@ -62,3 +62,19 @@ def test_rank_16_on_llama_31_8b_trains_exactly_the_papers_number():
     wrapped = add_lora(model, 16, 16.0, device="meta")
     assert len(wrapped) == 7 * 32
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 41_943_040
+
+
+def test_a_merged_model_acts_as_the_wrapped_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Module(), nn.Module())
+    for part in model:
+        part.q_proj = NF4Linear.quantise(torch.randn(64, 64))
+    layers = add_lora(model, 4, 8.0)
+    for layer in layers.values():
+        nn.init.normal_(layer.lora_B)
+    x = torch.randn(3, 64)
+    before = [layer(x) for layer in layers.values()]
+    merge(model, torch.float32)
+    after = [part.q_proj(x) for part in model]
+    assert all(type(part.q_proj) is nn.Linear for part in model)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(after, before, strict=True))

@@ -3,7 +3,7 @@ import torch
 
 from llamaxr.features import StudyFeatures
 from llamaxr.lora import add_lora
-from llamaxr.model import LlamaXR
+from llamaxr.model import LlamaXR, shared_length
 from llamaxr.projector import Projector
 from llamaxr.prompt import SLOT
 from llamaxr.weights import load_llama
@@ -46,6 +46,50 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):
     parts = [model.loss(model.collate([s], [r])) for s, r in zip(studies, REPORTS, strict=True)]
     assert n == sum(p[1] for p in parts)
     assert torch.allclose(whole, sum(p[0] for p in parts), rtol=1e-4)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packing_gives_the_loss_and_the_gradients_of_rows_read_apart(model, recompute):
+    """The plain way: each study a row of its own, nothing shared."""
+    studies, grads, losses = [study(1), study(2, views=(0,)), study(3)], [], []
+    reports = [*REPORTS, "Clear."]
+    for _, p in model.llama.named_parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(1))
+    packed = [model.collate(studies, reports)]
+    apart = [model.collate([s], [r]) for s, r in zip(studies, reports, strict=True)]
+    assert packed[0].ids.shape[1] < sum(b.ids.shape[1] for b in apart)
+    model.llama.recompute = recompute
+    for batches in (packed, apart):
+        loss = sum(model.loss(batch)[0] for batch in batches)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        grads.append(torch.autograd.grad(loss, learning))
+        losses.append(loss)
+    assert torch.allclose(*losses, rtol=1e-5)
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * b.abs().max())
+
+
+def test_the_packed_row_holds_the_common_beginning_once(model):
+    batch = model.collate([study(1), study(2)], REPORTS)
+    rows = [
+        model.collate([s], [r]).ids[0].tolist() for s, r in zip([study(1), study(2)], REPORTS, strict=True)
+    ]
+    shared = batch.packing.keys.shape[1] - batch.packing.queries.shape[1]
+    assert shared > 20 and rows[0][:shared] == rows[1][:shared] and rows[0][shared] == SLOT
+    assert batch.ids[0].tolist() == rows[0] + rows[1][shared:]
+    assert batch.packing.positions.tolist() == [*range(len(rows[0])), *range(shared, len(rows[1]))]
+
+
+@pytest.mark.parametrize(
+    "prompts", [[[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 2, 4, 5]], [[1, 2, SLOT, 7], [1, 2, SLOT, 7]]]
+)
+def test_what_prompts_share_ends_before_an_image_and_leaves_each_a_word(prompts):
+    assert shared_length(prompts) == 2
+
+
+def test_one_prompt_shares_nothing():
+    assert shared_length([[1, 2, 3]]) == 0
 
 
 def test_the_loss_does_not_depend_on_the_order_of_studies(model):

@@ -72,11 +72,15 @@ def test_a_config_with_a_wrong_type_or_bound_is_refused(change):
         from_json(Options, {**to_json(Options()), **change}, Path("config.json"))
 
 
-def test_a_config_that_lacks_an_option_is_refused():
-    values = to_json(Options())
-    del values["count"]
-    with pytest.raises(UserError, match="config.json does not hold.*count"):
-        from_json(Options, values, Path("config.json"))
+def test_a_config_from_before_an_option_was_has_its_default():
+    values = to_json(Options(count=7))
+    del values["rate"]
+    assert from_json(Options, values, Path("config.json")) == Options(count=7)
+
+
+def test_an_empty_config_is_refused():
+    with pytest.raises(UserError, match="config.json does not hold"):
+        from_json(Options, {}, Path("config.json"))
 
 
 def test_a_config_with_an_unknown_option_is_refused():

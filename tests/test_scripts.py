@@ -59,7 +59,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def options(root):
-    return ["--data", "iu_xray", "--root", root, "--cache", root / "cache", "--device", "cpu", "--steps", 6,
+    return ["--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache",
+            "--device", "cpu", "--steps", 6,
             "--batch", 4, "--val-every", 3, "--val-studies", 4, "--max-report-tokens", 30, "--n-samples", 1,
             "--warmup", 2]  # fmt: skip
 

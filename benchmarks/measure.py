@@ -1,0 +1,83 @@
+"""What the benchmarks share: a step in a process of its own, its seconds, and its anonymous memory at peak.
+
+Anonymous memory is what a process has that is not a file's pages: what cannot be dropped and read again. A
+memory-mapped checkpoint is no part of it, and should not be: the kernel takes those pages back at will.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent.parent
+RESULTS = HOME / "benchmarks" / "results"
+
+
+def anonymous_bytes() -> int:
+    return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+
+
+class Peak:
+    """`with Peak() as peak:` ...; then peak.bytes and peak.seconds. Looks every 5 ms."""
+
+    def __enter__(self) -> "Peak":
+        self.bytes, self.running, self.began = anonymous_bytes(), True, time.perf_counter()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self.running:
+            self.bytes = max(self.bytes, anonymous_bytes())
+            time.sleep(0.005)
+
+    def __exit__(self, *_) -> None:
+        self.seconds = time.perf_counter() - self.began
+        self.running = False
+        self.thread.join()
+        self.bytes = max(self.bytes, anonymous_bytes())
+
+    def figures(self) -> dict:
+        return {"seconds": round(self.seconds, 2), "peak_anonymous_GiB": round(self.bytes / 2**30, 3)}
+
+
+def in_a_process(script: str, *arguments: str) -> dict:
+    """Run `python SCRIPT ARGUMENTS` and give the JSON object that the last line of its output is."""
+    command = [sys.executable, script, *map(str, arguments)]
+    path = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, cwd=HOME, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Ask the kernel to forget a folder's files, so that reading them means reading the disk."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def machine() -> dict:
+    import torch
+
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HOME, capture_output=True, text=True)
+    return {"cpu": model.group(1) if model else platform.machine(), "cores": os.cpu_count(),
+            "python": platform.python_version(), "torch": torch.__version__,
+            "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+
+
+def write_results(name: str, value: dict) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.with_suffix(".tmp").write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n")
+    path.with_suffix(".tmp").replace(path)
+    print(f"written: {path}")

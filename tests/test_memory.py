@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from llamaxr import memory
+from llamaxr.llama import Llama, LlamaConfig
+
+LLAMA_8B = LlamaConfig()
+RUN = {"in_4_bits": True, "dtype": torch.bfloat16, "rank": 16, "projector": (1024, 7), "rows": 1, "time": 256,
+       "report_tokens": 100, "recompute": False}  # fmt: skip
+
+
+def test_llama_3_1_8b_in_nf4_takes_what_its_parts_sum_up_to():
+    needs = memory.training_needs(LLAMA_8B, **RUN)
+    linears, embedding_and_head = 6_979_321_856, 2 * 128256 * 4096
+    assert needs["weights"] == pytest.approx(linears * 4.127 / 8 + embedding_and_head * 2, rel=1e-3)
+    projector = 2 * 1024 + 1024 * 4096 + 4096 + 4096**2 + 4096 + 2 * 49 * 4096
+    assert needs["adapters and projector"] == (41_943_040 + projector) * 4
+
+
+def test_the_estimate_of_a_block_is_what_autograd_keeps():
+    config = LlamaConfig(
+        vocab_size=100, dim=192, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, ffn_dim=512
+    )
+    model, kept = Llama(config).requires_grad_(False), {}
+
+    def keep(tensor):
+        if tensor.shape[:1] == (2,):  # not the weights: what has a row for each of the batch
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(2, 40, 192, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = model.hidden(x)
+    measured = sum(kept.values())
+    estimate = memory.activations(config, 2 * 40, torch.float32, recompute=False)
+    assert y.requires_grad and 0.6 <= measured / estimate <= 1.1
+
+
+def test_recompute_needs_far_less():
+    plain = memory.training_needs(LLAMA_8B, **RUN)
+    less = memory.training_needs(LLAMA_8B, **{**RUN, "recompute": True})
+    assert less["activations"] < plain["activations"] / 5
+    assert {k: v for k, v in less.items() if k != "activations"} == {
+        k: v for k, v in plain.items() if k != "activations"
+    }
+
+
+@pytest.mark.parametrize(
+    ("has", "rows", "recompute", "in_4_bits", "mend"),
+    [(20, 8, False, True, None), (14, 8, False, True, "--recompute"), (14, 8, True, True, "--batch 6"),
+     (8, 8, True, True, "--grid"), (7.9, 1, True, False, "--quantize"), (7, 1, True, True, "smaller --base")],
+)  # fmt: skip
+def test_the_advice_names_what_would_make_it_fit(has, rows, recompute, in_4_bits, mend):
+    needs = {"weights": 6 * memory.GIB, "program": 2 * memory.GIB, "activations": 8 * memory.GIB}
+    said = memory.advice(needs, int(has * memory.GIB), rows, recompute, in_4_bits)
+    assert said is None if mend is None else mend in said
+
+
+def test_what_is_available_is_at_most_what_the_machine_has():
+    assert 0 < memory.available(torch.device("cpu")) < 2**45
+
+
+def test_a_system_that_does_not_tell_stops_nothing(monkeypatch):
+    monkeypatch.setattr(memory, "_read", lambda *_: None)
+    assert memory.available(torch.device("cpu")) == 2**63
