@@ -25,9 +25,7 @@ from .nf4 import NF4Linear, check_stored, rows_a_tile
 from .tokenizer import Tokenizer, load_tokenizer
 
 FLOATS = ("BF16", "F16", "F32")  # safetensors' names of the dtypes that a plain weight may have
-MAX_INDEX = (
-    2**23
-)  # bytes of a list of tensors, a file's or the index's; LLaMA 3.1 405B's take 0.15 MB, in NF4 1 MB
+MAX_INDEX = 2**23  # bytes of a file's header or of the index; a header of all of LLaMA 3.1 405B takes 2**20
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
 
 
