@@ -8,6 +8,7 @@ embedding and the head stay in 16 bits, as QLoRA leaves them.
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -83,7 +84,7 @@ def find_base(base: str | Path) -> Path:
     What the cache lacks is downloaded by huggingface_hub, which shows progress, resumes, and reads HF_TOKEN
     for gated models. UserError where it is neither a folder nor to be had.
     """
-    if Path(base).is_dir():
+    if os.path.isdir(base):  # pathlib's raises where the name is too long for a file
         return Path(base)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(base)):
         raise UserError(f"the base {base} is neither a folder nor a hub id such as meta-llama/Llama-3.1-8B")
@@ -213,10 +214,9 @@ def shard_files(folder: Path) -> list[Path]:
     names = read_json(index, max_bytes=MAX_INDEX).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise UserError(f"{index} has no weight_map of tensors to files; download it again")
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
     names = sorted(set(names.values()))
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(
-                f"{index} names {name[:100]!r}, which is no file of that folder; download it again"
-            )
-    return [folder / name for name in names]
+        if name not in files:
+            raise UserError(f"{index} names {name[:100]!r}, no file of that folder; download it again")
+    return [files[name] for name in names]
