@@ -113,7 +113,8 @@ def find_base(base: str | Path) -> Path:
 
 def whole(folder: Path) -> Path:
     """The folder itself; UserError if it lacks files, as that of a download that was cut off does."""
-    if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer.*")):
+    tokenizer = any(path.is_file() for path in folder.glob("tokenizer.*"))  # not a link to what is missing
+    if not (folder / "config.json").is_file() or not tokenizer:
         raise UserError(f"{folder} lacks config.json or the tokenizer")
     shard_files(folder)
     return folder
