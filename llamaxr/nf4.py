@@ -163,7 +163,7 @@ def check_stored(
     offset = facts.get("nested_offset") if nested else 0.0
     if not isinstance(offset, float | int) or not abs(offset) < 1e30:
         raise ValueError(f"its {FACTS} has no usable nested_offset")
-    if not torch.allclose(read("quant_map").flatten(), bnb.get_4bit_type("nf4", device="cpu")):
+    if not torch.allclose(read("quant_map").flatten().cpu(), bnb.get_4bit_type("nf4", device="cpu")):
         raise ValueError("its levels are not NF4's")
     return facts
 
