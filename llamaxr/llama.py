@@ -71,11 +71,12 @@ def rope_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
     original_max_positions / low_freq_factor by `factor`, and blends in between.
     """
     exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
-    frequencies = config.rope_theta**-exponents
+    # Rounded as transformers rounds: the last bit of a frequency near 1 is 0.006 radian at position 100,000.
+    frequencies = 1.0 / config.rope_theta**exponents
     s = config.rope_scaling
     if s is None:
         return frequencies
-    waves = s.original_max_positions * frequencies / (2 * math.pi)  # whole turns within the trained length
+    waves = s.original_max_positions / (2 * math.pi / frequencies)  # whole turns within the trained length
     keep = ((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
     return keep * frequencies + (1 - keep) * frequencies / s.factor
 

@@ -27,7 +27,7 @@ The format is bitsandbytes' own, bit for bit, as `transformers` writes it with `
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import bitsandbytes.functional as bnb
 import torch
@@ -36,6 +36,8 @@ from bitsandbytes import matmul_4bit
 from torch import Tensor, nn
 
 BLOCK_SIZE = 64  # numbers that share an absmax: bitsandbytes' default and that of all published checkpoints
+FACTS = "quant_state.bitsandbytes__nf4"  # the part of a stored weight that holds its sizes, as JSON
+_NAMES = {torch.uint8: "U8", torch.float32: "F32"}  # safetensors' names of the dtypes that the parts have
 TILE = 2**20  # numbers of a weight that exist at once on a CPU: 4 MiB in fp32
 
 
@@ -78,40 +80,21 @@ class NF4Linear(nn.Module):
             dtype=torch.float32, offset=offset, state2=state2))  # fmt: skip
 
     @classmethod
-    def from_stored(cls, packed: Tensor, statistics: dict, shape: tuple[int, int], device) -> "NF4Linear":
-        """What `transformers` stored, taken as it is. ValueError or KeyError where it is not NF4 in blocks of
-        64 of that shape: bitsandbytes' kernels read by these sizes, past the end if they lie.
-
-        statistics: the tensors beside the weight. absmax alone, or in 8 bits with nested_absmax and
-        nested_quant_map; quant_map; and "quant_state.bitsandbytes__nf4", the bytes of a JSON object.
-        """
-        facts = json.loads(bytes(statistics["quant_state.bitsandbytes__nf4"].tolist()))
-        nested = "nested_absmax" in statistics
-        n_blocks = -(-shape[0] * shape[1] // BLOCK_SIZE)
-        expected = {"": (torch.uint8, (shape[0] * shape[1] + 1) // 2), "quant_map": (torch.float32, 16),
-                    "absmax": (torch.uint8 if nested else torch.float32, n_blocks)}  # fmt: skip
-        if nested:
-            expected["nested_absmax"] = torch.float32, -(-n_blocks // 256)
-            expected["nested_quant_map"] = torch.float32, 256
-        for name, (dtype, numel) in expected.items():
-            tensor = statistics[name] if name else packed
-            if (tensor.dtype, tensor.numel()) != (dtype, numel):
-                raise ValueError(f"{name or 'it'} has {tensor.numel()} {tensor.dtype}, not {numel} {dtype}")
-        for fact, value in {"blocksize": BLOCK_SIZE, "shape": list(shape), "nested_blocksize": 256}.items():
-            if (nested or fact != "nested_blocksize") and facts[fact] != value:
-                raise ValueError(f"{fact} {facts[fact]}, not {value}")
-        code = bnb.get_4bit_type("nf4", device=device)
-        if not torch.allclose(statistics["quant_map"].to(device), code):
-            raise ValueError("its levels are not NF4's")
-        stored = {name: tensor.to(device, copy=True) for name, tensor in statistics.items()}
+    def from_stored(cls, packed: Tensor, parts: dict[str, Tensor], shape: tuple[int, int], device):
+        """What bitsandbytes stored, taken as it is, to the bit. Raises check_stored's ValueError."""
+        tensors = {"": packed, **parts}
+        sizes = {name: (_NAMES.get(t.dtype, str(t.dtype)), t.numel()) for name, t in tensors.items()}
+        facts = check_stored(sizes, tensors.__getitem__, shape)
+        stored = {name: t.to(device, copy=True).flatten() for name, t in tensors.items()}
         state2 = offset = None
-        if nested:
+        if "nested_absmax" in stored:
             state2 = bnb.QuantState(absmax=stored["nested_absmax"], blocksize=256, dtype=torch.float32,
                                     code=stored["nested_quant_map"])  # fmt: skip
             offset = torch.tensor(float(facts["nested_offset"]), device=device)
-        return cls(packed.to(device, copy=True).view(-1, 1), bnb.QuantState(
-            absmax=stored["absmax"], shape=torch.Size(shape), code=code, blocksize=BLOCK_SIZE,
-            quant_type="nf4", dtype=torch.float32, offset=offset, state2=state2))  # fmt: skip
+        return cls(stored[""].view(-1, 1), bnb.QuantState(
+            absmax=stored["absmax"], shape=torch.Size(shape), code=bnb.get_4bit_type("nf4", device=device),
+            blocksize=BLOCK_SIZE, quant_type="nf4", dtype=torch.float32, offset=offset, state2=state2,
+        ))  # fmt: skip
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The weight as it acts, written out whole: (out_features, in_features)."""
@@ -146,6 +129,48 @@ class NF4Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, 4-bit NF4"
+
+
+def check_stored(
+    sizes: dict[str, tuple[str, int]], read: Callable[[str], Tensor], shape: tuple[int, int]
+) -> dict:
+    """ValueError unless these are the parts in which bitsandbytes stores an NF4 weight of that shape, its
+    kernels read by these sizes, past the end if they lie. Gives the facts that are no tensors.
+
+    sizes: of each part the dtype (safetensors' name) and how many numbers. "" is the codes; absmax alone, or
+    in 8 bits with nested_absmax and nested_quant_map; quant_map, the levels; FACTS, the bytes of a JSON
+    object. read: gives one, asked only for the two small ones, once their sizes are known to be small.
+    """
+    nested = "nested_absmax" in sizes
+    n_blocks = -(-shape[0] * shape[1] // BLOCK_SIZE)
+    expected = {"": ("U8", (shape[0] * shape[1] + 1) // 2), "quant_map": ("F32", 16)}
+    expected["absmax"] = "U8" if nested else "F32", n_blocks
+    if nested:
+        expected |= {"nested_absmax": ("F32", -(-n_blocks // 256)), "nested_quant_map": ("F32", 256)}
+    for name, (dtype, numel) in expected.items():
+        if sizes.get(name) != (dtype, numel):
+            has = "{} {}".format(*reversed(sizes[name])) if name in sizes else "none"
+            raise ValueError(f"its {name or 'packed codes'} should be {numel} {dtype}, has {has}")
+    if extra := sizes.keys() - expected.keys() - {FACTS}:
+        raise ValueError(f"unknown statistics {min(extra)[:40]!r}")
+    dtype, numel = sizes.get(FACTS, ("U8", 0))
+    if dtype != "U8" or not 0 < numel <= 4096:  # about a hundred bytes in truth
+        raise ValueError(f"its {FACTS} has {numel} {dtype}, not some hundred bytes of JSON")
+    try:
+        facts = json.loads(bytes(read(FACTS).flatten().tolist()))
+    except (ValueError, RecursionError):
+        raise ValueError(f"its {FACTS} is no JSON") from None
+    wanted = {"quant_type": "nf4", "blocksize": BLOCK_SIZE, "shape": list(shape)}
+    wanted |= {"nested_blocksize": 256} if nested else {}
+    for name, value in wanted.items():
+        if not isinstance(facts, dict) or facts.get(name) != value:
+            raise ValueError(f"its {FACTS} does not say {name} {value}")
+    offset = facts.get("nested_offset") if nested else 0.0
+    if not isinstance(offset, float | int) or not abs(offset) < 1e30:
+        raise ValueError(f"its {FACTS} has no usable nested_offset")
+    if not torch.allclose(read("quant_map").flatten().cpu(), bnb.get_4bit_type("nf4", device="cpu")):
+        raise ValueError("its levels are not NF4's")
+    return facts
 
 
 class _NF4Matmul(torch.autograd.Function):

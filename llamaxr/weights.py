@@ -7,7 +7,8 @@ that nothing ever holds more of it in 16 bits; one that was stored in NF4 is tak
 embedding and the head stay in 16 bits, as QLoRA leaves them.
 """
 
-import json
+import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import UserError
-from .llama import Llama, LlamaConfig, RopeScaling
+from .llama import Llama
+from .llama_config import read_config, read_json
 from .lora import TARGETS
-from .nf4 import NF4Linear, rows_a_tile
+from .nf4 import NF4Linear, check_stored, rows_a_tile
 from .tokenizer import Tokenizer, load_tokenizer
 
 FLOATS = ("BF16", "F16", "F32")  # safetensors' names of the dtypes that a plain weight may have
+MAX_INDEX = 2**23  # bytes of a file's header or of the index; a header of all of LLaMA 3.1 405B takes 2**20
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
 
 
@@ -81,29 +84,40 @@ def find_base(base: str | Path) -> Path:
     What the cache lacks is downloaded by huggingface_hub, which shows progress, resumes, and reads HF_TOKEN
     for gated models. UserError where it is neither a folder nor to be had.
     """
-    if Path(base).is_dir():
+    if os.path.isdir(base):  # pathlib's raises where the name is too long for a file
         return Path(base)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(base)):
         raise UserError(f"the base {base} is neither a folder nor a hub id such as meta-llama/Llama-3.1-8B")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from httpx2 import HTTPError  # huggingface_hub's way to the network, whose errors it lets through
+    from huggingface_hub import errors, snapshot_download
 
     wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": "*/*"}
     try:
-        folder = Path(snapshot_download(base, local_files_only=True, **wanted))
-        shard_files(folder)  # a download may have been cut off
-        return folder
-    except Exception:  # not there, or not whole: huggingface_hub has many words for it, and all mean download
-        pass
+        return whole(Path(snapshot_download(base, local_files_only=True, **wanted)))
+    except errors.HFValidationError as error:
+        raise UserError(f"the base {base} is no folder, and no hub id either: {error}") from None
+    except (errors.LocalEntryNotFoundError, UserError):
+        pass  # not there, or cut off on its way
     try:
-        return Path(snapshot_download(base, **wanted))
-    except GatedRepoError:
+        return whole(Path(snapshot_download(base, **wanted)))  # without a network it gives what is there
+    except errors.GatedRepoError:
         mend = f"accept its licence at https://huggingface.co/{base}, then set HF_TOKEN"
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         mend = "there is no such repository, or it is private: check the name, or set HF_TOKEN"
-    except Exception as error:  # no network, in one of many ways
-        mend = f"{type(error).__name__}; where there is a network, run: hf download {base}"
+    except (errors.LocalEntryNotFoundError, errors.XetDownloadError, HTTPError, ConnectionError) as error:
+        mend = f"{type(error.__cause__ or error).__name__}; where there is a network, run: hf download {base}"
+    except UserError as error:
+        mend = f"{error}; what is cut off is completed, where there is a network, by: hf download {base}"
     raise UserError(f"{base} is not in the Hugging Face cache and could not be downloaded: {mend}")
+
+
+def whole(folder: Path) -> Path:
+    """The folder itself; UserError if it lacks files, as that of a download that was cut off does."""
+    tokenizer = any(path.is_file() for path in folder.glob("tokenizer.*"))  # not a link to what is missing
+    if not (folder / "config.json").is_file() or not tokenizer:
+        raise UserError(f"{folder} lacks config.json or the tokenizer")
+    shard_files(folder)
+    return folder
 
 
 class Stored:
@@ -111,17 +125,27 @@ class Stored:
 
     def __init__(self, folder: Path, stack: ExitStack):
         """Opens the files, on a stack that closes them, and reads the headers; UserError if damaged."""
-        self.folder, self.files = folder, {}  # name -> (path, open file)
+        self.folder = folder
+        self.files = {}  # name -> (path, open file)
+        self.parts = {}  # name of a 4-bit weight -> {statistic: name of its tensor}
         for path in shard_files(folder):
             try:
+                with path.open("rb") as raw:  # safetensors would spend 12 seconds on a header of its 100 MB
+                    n_bytes = int.from_bytes(raw.read(8), "little")
+                if n_bytes > MAX_INDEX:
+                    raise UserError(f"{path} has a header of {n_bytes} bytes, no Llama's; download it again")
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} cannot be read ({error}); download it again") from None
+                why = " ".join(str(error).split())[:200]
+                raise UserError(f"{path} cannot be read ({why}); download it again") from None
             for name in file.keys():  # noqa: SIM118 (a safe_open is no mapping)
                 if name in self.files:
-                    raise UserError(f"{path}: {name} stands in {self.files[name][0].name} too")
+                    raise UserError(f"{path}: {name[:100]!r} stands in {self.files[name][0].name} too")
                 self.files[name] = path, file
-        self.has_4_bit = any(self.is_4_bit(name) for name in self.files)
+                weight, dot, part = name.partition(".weight.")
+                if dot and part:
+                    self.parts.setdefault(f"{weight}.weight", {})[part] = name
+        self.has_4_bit = any(map(self.is_4_bit, self.files))
 
     def header(self, name: str) -> tuple[tuple[int, ...], str]:
         """Shape and dtype (safetensors' name of it)."""
@@ -129,30 +153,42 @@ class Stored:
         return tuple(part.get_shape()), part.get_dtype()
 
     def is_4_bit(self, name: str) -> bool:
-        return f"{name}.absmax" in self.files
+        return "absmax" in self.parts.get(name, ())
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """UserError unless these tensors are there, of these shapes, and no others."""
+        """UserError unless these tensors are there, of these shapes, and no others. Reads headers alone, and
+        of each 4-bit weight the few hundred bytes that say how it was made."""
         if missing := sorted(shapes.keys() - self.files.keys()):
             raise UserError(
                 f"{self.folder} lacks {len(missing)} tensors, first {missing[0]}; download it again"
             )
+        of_4_bit = {p for name in shapes if self.is_4_bit(name) for p in self.parts[name].values()}
         for name, (path, _) in self.files.items():
-            weight = name[: name.find(".weight.") + 7] if ".weight." in name else name
-            if weight != name and weight in shapes and self.is_4_bit(weight):
-                continue  # its statistics, which NF4Linear.from_stored looks at
+            if name in of_4_bit:
+                continue  # looked at with the weight
             if name not in shapes:
                 if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":
                     continue  # old checkpoints carry frequencies, some tied ones a copy of the embedding
-                raise UserError(f"{path}: unexpected tensor {name!r}; is this a Llama checkpoint?")
+                raise UserError(f"{path}: unexpected tensor {name[:100]!r}; is this a Llama checkpoint?")
             shape, dtype = self.header(name)
             if self.is_4_bit(name):
-                if name.split(".")[-2] not in TARGETS:
-                    raise UserError(f"{path}: {name} is in 4 bits; only the blocks' linears may be")
-            elif shape != shapes[name]:
-                raise UserError(f"{path}: {name} has shape {shape}, config.json says {shapes[name]}")
+                self._check_4_bit(name, shapes[name])
             elif dtype not in FLOATS:
                 raise UserError(f"{path}: {name} is {dtype}; read are {', '.join(FLOATS)} and NF4")
+            elif shape != shapes[name]:
+                raise UserError(f"{path}: {name} has shape {shape}, config.json says {shapes[name]}")
+
+    def _check_4_bit(self, name: str, shape: tuple[int, ...]) -> None:
+        path, parts = self.files[name][0], {"": name, **self.parts[name]}
+        if name.split(".")[-2] not in TARGETS:
+            raise UserError(f"{path}: {name} is in 4 bits; only the blocks' linears may be")
+        sizes = {part: self.header(key) for part, key in parts.items()}
+        sizes = {part: (dtype, math.prod(dims)) for part, (dims, dtype) in sizes.items()}
+        try:
+            check_stored(sizes, lambda part: self.read(parts[part]), shape)
+        except ValueError as error:
+            why = f"is no NF4 of shape {shape}: {error}"
+            raise UserError(f"{path}: {name} {why}; download it again") from None
 
     def read(self, name: str) -> Tensor:
         return self.files[name][1].get_tensor(name)
@@ -165,59 +201,8 @@ class Stored:
 
     def nf4(self, name: str, shape: tuple[int, int], device) -> NF4Linear:
         """A linear that is stored in NF4."""
-        statistics = {
-            key[len(name) + 1 :]: self.read(key) for key in self.files if key.startswith(f"{name}.")
-        }
-        try:
-            return NF4Linear.from_stored(self.read(name), statistics, shape, device)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.files[name][0]}: {name} is no NF4 of shape {shape} ({error})") from None
-
-
-def read_config(path: Path) -> LlamaConfig:
-    """config.json of a Hugging Face Llama folder -> LlamaConfig. Raises UserError for any other model."""
-    try:
-        c = json.loads(path.read_text(encoding="utf-8"))
-        if c["model_type"] != "llama" or c.get("hidden_act") != "silu":
-            raise UserError(
-                f"{path}: {c['model_type']} with {c.get('hidden_act')} is not a Llama; give a Llama"
-            )
-        if c.get("attention_bias") or c.get("mlp_bias"):
-            raise UserError(f"{path}: linears with biases are not Llama's; give a Llama checkpoint")
-        # transformers 5 writes rope_parameters, earlier ones rope_theta and rope_scaling.
-        rope = c.get("rope_parameters") or (c.get("rope_scaling") or {})
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise UserError(f"{path}: rope type {kind!r} is unknown here; known are default and llama3")
-        scaling = None
-        if kind == "llama3":
-            scaling = RopeScaling(
-                float(rope["factor"]),
-                float(rope["low_freq_factor"]),
-                float(rope["high_freq_factor"]),
-                int(rope["original_max_position_embeddings"]),
-            )
-        config = LlamaConfig(
-            vocab_size=int(c["vocab_size"]),
-            dim=int(c["hidden_size"]),
-            n_layers=int(c["num_hidden_layers"]),
-            n_heads=int(c["num_attention_heads"]),
-            n_kv_heads=int(c.get("num_key_value_heads") or c["num_attention_heads"]),
-            head_dim=int(c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]),
-            ffn_dim=int(c["intermediate_size"]),
-            norm_eps=float(c["rms_norm_eps"]),
-            rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 10000.0),
-            rope_scaling=scaling,
-            max_positions=int(c["max_position_embeddings"]),
-            tie_embeddings=bool(c.get("tie_word_embeddings", False)),
-        )
-        if min(config.vocab_size, config.dim, config.n_heads, config.n_kv_heads, config.ffn_dim) < 1:
-            raise ValueError("a size below 1")
-        return config
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: give the folder of a Hugging Face Llama checkpoint") from None
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error!r}); download it again") from None
+        statistics = {part: self.read(key) for part, key in self.parts[name].items()}
+        return NF4Linear.from_stored(self.read(name), statistics, shape, device)
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -227,11 +212,12 @@ def shard_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if not index.is_file():
         raise UserError(f"{folder} has no model.safetensors; pickled weights (.bin, .pth) are not opened")
-    try:
-        names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is damaged ({error!r}); download it again") from None
+    names = read_json(index, max_bytes=MAX_INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f"{index} has no weight_map of tensors to files; download it again")
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    names = sorted(set(names.values()))
     for name in names:
-        if name.name != str(name) or not (folder / name).is_file():
-            raise UserError(f"{index} names '{name}', which is not a file of that folder; download it again")
-    return [folder / name for name in names]
+        if name not in files:
+            raise UserError(f"{index} names {name[:100]!r}, no file of that folder; download it again")
+    return [files[name] for name in names]

@@ -11,13 +11,25 @@ def weight():
     return torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_codes_and_statistics_are_bitsandbytes_own(weight):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [
+    (96, 128), (200, 192),  # (200 rows are 3 tiles of 64 and 8 rows)
+    (128, 100), (129, 36), (70, 4097), (3, 5), (1, 63), (1, 1),  # blocks go over rows, the last one not full
+    (1100, 1000),  # so many blocks that their statistics fill several blocks of 256
+])  # fmt: skip
+def test_the_codes_and_statistics_are_bitsandbytes_own(monkeypatch, shape, dtype):
+    monkeypatch.setattr("llamaxr.nf4.TILE", 1)  # a tile is 64 rows
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     layer = NF4Linear.quantise(weight)
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
     assert torch.equal(layer.packed, packed)
     assert torch.equal(layer.state.absmax, state.absmax)
     assert torch.equal(layer.state.state2.absmax, state.state2.absmax)
+    assert torch.equal(layer.state.state2.code, state.state2.code)
     assert torch.equal(layer.state.offset, state.offset)
+    assert torch.equal(layer.state.code, state.code)
+    state.dtype = torch.float32  # of itself it rounds to the dtype of what was quantised
+    assert torch.equal(layer.dequantise(torch.float32), bnb.dequantize_4bit(packed, state))
 
 
 def test_a_weight_takes_four_bits(weight):

@@ -169,7 +169,7 @@ def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": special[0], "eos_token": special[1],
         "pad_token": special[2], "clean_up_tokenization_spaces": False}, indent=2) + "\n")  # fmt: skip
 
-    from ..weights import read_config
+    from ..llama_config import read_config
 
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(TEXT_SEED)

@@ -13,8 +13,8 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 
-def ours(base):
-    llama, tokenizer = load_llama(base)
+def ours(base, quantize=None):
+    llama, tokenizer = load_llama(base, quantize)
     torch.manual_seed(0)
     add_lora(llama, 4, 8.0)
     return LlamaXR(Projector(8, 64, grid=2), llama, tokenizer, "tokens")
@@ -38,13 +38,27 @@ def test_peft_loads_our_adapter_and_gives_the_same_logits(base, tmp_path):
         assert (theirs(ids).logits - model.llama(ids)).abs().max() <= 1e-5
 
 
-def test_training_follows_peft(base, tmp_path):
-    model = ours(base)
-    folder = save(model, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(
-        transformers.LlamaForCausalLM.from_pretrained(base), folder, is_trainable=True
+def theirs_in_nf4(base):
+    """transformers' model with bitsandbytes' linears, computing in fp32."""
+    quantisation = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM.from_pretrained(
+        base, quantization_config=quantisation, dtype=torch.float32, device_map="cpu"
     )
-    losses = {}
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_training_follows_peft(base, tmp_path, quantize):
+    """20 steps of AdamW from the same adapter: the losses, and where the adapters arrive."""
+    model = ours(base, quantize)
+    folder = save(model, tmp_path)
+    plain = theirs_in_nf4(base) if quantize else transformers.LlamaForCausalLM.from_pretrained(base)
+    theirs = peft.PeftModel.from_pretrained(plain, folder, is_trainable=True)
+    linear = theirs.base_model.model.model.layers[0].mlp.up_proj.base_layer
+    assert type(linear).__name__ == ("Linear4bit" if quantize else "Linear")
+    losses, ends = {}, {}
     for name, net, logits in (
         ("ours", model.llama, model.llama),
         ("peft", theirs, lambda i: theirs(i).logits),
@@ -59,5 +73,9 @@ def test_training_follows_peft(base, tmp_path):
             loss.backward()
             optimizer.step()
             losses[name].append(loss.item())
+        ends[name] = [p.detach() for n, p in net.named_parameters() if "lora_B" in n]
     assert losses["ours"] == pytest.approx(losses["peft"], abs=1e-5)
-    assert losses["ours"][-1] != losses["ours"][0]
+    assert len(set(losses["ours"])) == 20
+    assert len(ends["ours"]) == len(ends["peft"]) == 14
+    for a, b in zip(ends["ours"], ends["peft"], strict=True):
+        assert a.abs().mean() > 1e-3 and (a - b).abs().mean() <= 1e-3 * a.abs().mean()

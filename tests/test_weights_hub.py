@@ -1,0 +1,160 @@
+"""Bases by their hub id: out of huggingface_hub's cache, by download, or one line that says what to do."""
+
+import os
+import shutil
+
+import httpx2
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from llamaxr.errors import UserError
+from llamaxr.weights import find_base, load_llama
+
+ID, COMMIT = "someone/Tiny-Llama.1", "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and no network: as with HF_HUB_OFFLINE=1."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.fixture()
+def snapshot(base, cache):
+    """The tests' base as huggingface_hub keeps it: blobs, links to them, and a ref to the commit."""
+    repository = cache / "models--someone--Tiny-Llama.1"
+    folder = repository / "snapshots" / COMMIT
+    for place in (repository / "blobs", repository / "refs", folder):
+        place.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for number, file in enumerate(base.iterdir()):
+        shutil.copy(file, repository / "blobs" / str(number))
+        os.symlink(f"../../blobs/{number}", folder / file.name)
+    return folder
+
+
+def answer(monkeypatch, network):
+    """Let downloads do what network does; the cache is looked up by huggingface_hub itself."""
+    real, asked = huggingface_hub.snapshot_download, []
+
+    def snapshot_download(repo_id, local_files_only=False, **how):
+        if local_files_only:
+            return real(repo_id, local_files_only=True, **how)
+        asked.append(repo_id)
+        return network(repo_id, **how)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def refusal(base_id=ID):
+    with pytest.raises(UserError) as caught:
+        find_base(base_id)
+    message = str(caught.value)
+    assert "\n" not in message and base_id in message
+    return message
+
+
+def http_error(kind, status):
+    response = httpx2.Response(status, request=httpx2.Request("GET", f"https://huggingface.co/api/{ID}"))
+    return kind("a message\nof two lines", response=response)
+
+
+def test_what_is_in_the_cache_loads_without_a_network(snapshot, monkeypatch):
+    asked = answer(monkeypatch, lambda *_, **__: pytest.fail("a download of what is there"))
+    model, _ = load_llama(ID)
+    assert find_base(ID) == snapshot and model.config.n_layers == 2 and not asked
+
+
+def test_a_folder_of_that_name_comes_before_the_hub(snapshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ID).mkdir(parents=True)
+    assert str(find_base(ID)) == ID
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_snapshot_that_was_cut_off_is_completed_by_download(snapshot, base, monkeypatch, lost):
+    (snapshot / lost).resolve().unlink()  # the link is there, its blob is not
+
+    def network(repo_id, allow_patterns, ignore_patterns):
+        assert not {"*.bin", "*.pth", "*.py", "*"} & set(allow_patterns)  # no pickle, no code
+        shutil.copy(base / lost, (snapshot / lost).parent / os.readlink(snapshot / lost))
+        return str(snapshot)
+
+    asked = answer(monkeypatch, network)
+    assert find_base(ID) == snapshot and asked == [ID]
+
+
+def test_a_shard_that_is_missing_makes_a_snapshot_incomplete(snapshot, monkeypatch):
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "absent.safetensors"}}')
+    assert "absent.safetensors" in refusal() and f"hf download {ID}" in refusal()
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_offline_a_snapshot_that_was_cut_off_is_told_with_its_remedy(snapshot, lost):
+    (snapshot / lost).resolve().unlink()
+    assert f"hf download {ID}" in refusal()
+
+
+def test_offline_what_is_not_in_the_cache_is_told_with_its_remedy():
+    assert f"where there is a network, run: hf download {ID}" in refusal()
+
+
+@pytest.mark.parametrize("error", [
+    errors.LocalEntryNotFoundError("a message\nof two lines"), errors.OfflineModeIsEnabled("offline"),
+    errors.IncompleteSnapshotError("two\nlines", "/x"), httpx2.ConnectError("no route\nto host"),
+    httpx2.ReadTimeout("too long"), httpx2.ProxyError("no proxy"), ConnectionResetError("cut off"),
+    errors.XetDownloadError("cut off"), http_error(errors.HfHubHTTPError, 503),
+    http_error(errors.DisabledRepoError, 403), http_error(errors.RevisionNotFoundError, 404),
+], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_without_a_network_the_line_names_the_command(monkeypatch, error):
+    def network(*_, **__):
+        raise error
+
+    answer(monkeypatch, network)
+    assert f"{type(error).__name__}; where there is a network, run: hf download {ID}" in refusal()
+
+
+@pytest.mark.parametrize("kind, status, named", [
+    (errors.GatedRepoError, 403, f"accept its licence at https://huggingface.co/{ID}, then set HF_TOKEN"),
+    (errors.RepositoryNotFoundError, 401, "or it is private: check the name, or set HF_TOKEN"),
+])  # fmt: skip
+def test_a_gated_and_an_unknown_repository_are_told_with_their_remedy(monkeypatch, kind, status, named):
+    def network(*_, **__):
+        raise http_error(kind, status)
+
+    answer(monkeypatch, network)
+    assert named in refusal()
+
+
+def test_a_repository_of_pickles_alone_is_told_so(snapshot, monkeypatch):
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    answer(monkeypatch, lambda *_, **__: str(snapshot))
+    assert "pickled weights (.bin, .pth) are not opened" in refusal()
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a/b..c", "a/b.git", "a/b-", "x" * 100 + "/" + "y" * 100, "ä/b"])
+def test_what_the_hub_would_not_take_as_an_id_is_told(name):
+    assert "no hub id either" in refusal(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "a/b/c", "../b", "/a", "a/../b", "a b/c", "https://x.y/a", "x" * 5000]
+)
+def test_what_is_neither_a_folder_nor_an_id_is_told(name):
+    assert "neither a folder nor a hub id" in refusal(name)
+
+
+def test_a_full_disk_stays_what_it_is(monkeypatch):
+    """errors.one_line_errors has the line for it, which names the place."""
+
+    def network(*_, **__):
+        raise OSError(28, "No space left on device", "/cache")
+
+    answer(monkeypatch, network)
+    with pytest.raises(OSError, match="No space left"):
+        find_base(ID)
