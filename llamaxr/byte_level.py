@@ -55,13 +55,15 @@ def ranks_and_ids(path: Path, model: dict, control: set[int]) -> tuple[dict[byte
     vocab, whole_words = model["vocab"], bool(model.get("ignore_merges"))
     if len(set(vocab.values())) < len(vocab):
         raise ValueError("two pieces share an id")
+    spelled = {text: bytes_of(text) for text in vocab}
     ids = [vocab.get(letter, -1) for letter in BYTE_LETTERS]
+    if ids.count(-1) > 128:  # SmolLM2 lacks 21, most of which no UTF-8 has
+        raise ValueError("most bytes are not in the vocabulary")
     ranks = {bytes([b]): b for b in range(256)}
     halves: dict[bytes, list[tuple[bytes, bytes]]] = {}
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
-        pair = bytes_of(left), bytes_of(right)
-        piece = b"".join(pair)
+        pair, piece = (spelled[left], spelled[right]), spelled[left + right]
         if piece not in ranks:
             ranks[piece] = len(ids)
             ids.append(vocab[left + right])
@@ -69,8 +71,8 @@ def ranks_and_ids(path: Path, model: dict, control: set[int]) -> tuple[dict[byte
             halves.setdefault(piece, []).append(pair)
     if whole_words:  # "ignore_merges": a word that is in the vocabulary is taken even if no merge makes it
         for text, i in vocab.items():
-            if i not in control and BYTE_OF.keys() >= set(text) and bytes_of(text) not in ranks:
-                ranks[bytes_of(text)] = len(ids)
+            if i not in control and BYTE_OF.keys() >= set(text) and spelled[text] not in ranks:
+                ranks[spelled[text]] = len(ids)
                 ids.append(i)
     if not control.isdisjoint(ids):
         raise ValueError("a merge makes a control token")

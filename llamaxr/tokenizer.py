@@ -160,7 +160,9 @@ def _read_sentencepiece(path: Path, data: bytes) -> Tokenizer:
             for i, name in enumerate(names)
             if i not in control
         }
-        tokenizer = Tokenizer(sp.encode, pieces, control)
+        # Halves of surrogate pairs, which JSON may hold, become U+FFFD, as tiktoken does it.
+        whole = lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        tokenizer = Tokenizer(lambda text: sp.encode(whole(text)), pieces, control)
         tokenizer.leading_space = names[sp.encode("a")[0]].startswith("\u2581")
     except (RuntimeError, OSError, *DAMAGES) as error:
         raise UserError(f"{path} is damaged or not Llama 2's kind ({error!r}); download it again") from None

@@ -1,12 +1,19 @@
-"""What the tokenizer promises by itself; that its ids are those of `tokenizers` is in peers/."""
+"""What the tokenizer promises by itself; that its ids are those of other libraries is in peers/."""
 
+import base64
+import itertools
 import json
+import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+import generate
 from llamaxr.errors import UserError
+from llamaxr.prompt import study_prompt, with_report
 from llamaxr.tokenizer import load_tokenizer
+from tests.conftest import REPORTS, sentencepiece_model
 
 
 @pytest.fixture()
@@ -89,10 +96,292 @@ def test_a_truncated_tokenizer_is_named(folder):
     ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
     ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}}, "ByteLevel"),
     ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}]}}, "Whitespace"),
-    ({"normalizer": {"type": "NFC"}}, "normalizer"),
+    ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Removed", "invert": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "Removed"),
+    ({"pre_tokenizer": None}, "none"), ({"normalizer": {"type": "NFC"}}, "normalizer NFC"),
+    ({"model": {"type": "WordPiece"}}, "WordPiece"),
+    ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
 ])  # fmt: skip
 def test_rules_that_are_not_known_are_refused_by_name(folder, values, named):
     edit(folder / "tokenizer.json", **values)
     with pytest.raises(UserError, match=named) as caught:
         load_tokenizer(folder)
     assert "tokenizer.json" in str(caught.value)
+
+
+def test_no_normalizer_may_be_written_as_an_empty_list(folder):
+    edit(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": []})
+    assert load_tokenizer(folder).encode("clear")
+
+
+def edit_model(folder, **values):
+    path = folder / "tokenizer.json"
+    edit(path, model=json.loads(path.read_text())["model"] | values)
+
+
+@pytest.mark.parametrize("merges, agrees", [
+    ([["a", "b"], ["ab", "c"]], True),
+    ([["b", "c"], ["a", "b"], ["ab", "c"]], False),  # the list makes a, bc; tiktoken abc
+    ([["ab", "c"], ["a", "b"]], False),  # abc comes before its half
+])  # fmt: skip
+def test_merges_that_tiktoken_would_join_otherwise_are_refused(folder, merges, agrees):
+    letters = [text for text in json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+               if len(text) == 1]  # fmt: skip
+    vocab = {text: i + 3 for i, text in enumerate([*letters, *map("".join, merges)])}
+    edit_model(folder, vocab=vocab, merges=merges)
+    if agrees:
+        assert load_tokenizer(folder).encode("abcab") == [vocab["abc"], vocab["ab"]]
+    else:
+        with pytest.raises(UserError, match="tokenizer.json: its merges do not make b'abc'"):
+            load_tokenizer(folder)
+
+
+def test_a_word_without_merges_is_taken_whole_only_where_merges_are_ignored(folder):
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    edit_model(folder, vocab=model["vocab"] | {"qqzz": 440}, ignore_merges=True)
+    assert load_tokenizer(folder).encode("qqzz") == [440]
+    edit_model(folder, ignore_merges=False)
+    tokenizer = load_tokenizer(folder)
+    assert 440 not in tokenizer.encode("qqzz") and tokenizer.decode([440]) == "qqzz"
+
+
+@pytest.mark.parametrize("merges", [[["<", "|"], ["<|", "x"]], [["a", "nowhere"]], [["a", "b", "c"]], [5], 5])
+def test_merges_that_make_no_sense_are_refused(folder, merges):
+    edit_model(folder, merges=merges)
+    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("more", [{"qz": -1}, {"qz": 1.5}, {"qz": True}, {"qz": 2**40}, {"qz": 1e400}, {"qz": []},
+                                  {"qz": 441, "zq": 441}, {"\ud800": 441}, [], None, "abc"])  # fmt: skip
+def test_a_vocabulary_that_makes_no_sense_is_refused(folder, more):
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    edit_model(folder, vocab=vocab | more if isinstance(more, dict) else more)
+    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+        load_tokenizer(folder)
+
+
+def test_a_vocabulary_without_bytes_is_refused(folder):
+    edit_model(folder, vocab={"the": 3, "heart": 4}, merges=[])
+    with pytest.raises(UserError, match="most bytes"):
+        load_tokenizer(folder)
+
+
+def test_no_merge_makes_a_control_token(folder):
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    made = spec["model"]["vocab"]["".join(spec["model"]["merges"][0])]
+    edit(folder / "tokenizer.json", added_tokens=[{"id": made, "content": "<|x|>", "special": True}])
+    with pytest.raises(UserError, match="control token"):
+        load_tokenizer(folder)
+
+
+def test_an_added_token_that_is_no_control_token_is_a_word_when_read_back(folder):
+    """As <think> in DeepSeek's Llamas. In a text it is spelled out all the same."""
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    edit(
+        folder / "tokenizer.json", added_tokens=[*added, {"id": 440, "content": "<think>", "special": False}]
+    )
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode([440]) == "<think>" and 440 not in tokenizer.encode("<think>")
+
+
+def test_a_word_rule_that_is_no_regular_expression_is_refused(folder):
+    rule = json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]
+    rule["pretokenizers"][0]["pattern"]["Regex"] = "(a"
+    edit(folder / "tokenizer.json", pre_tokenizer=rule)
+    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model":' * 100_000, '{"model": NaN', "\ud800"])
+def test_json_made_to_break_its_reader_is_refused(folder, text):
+    (folder / "tokenizer.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json"])
+def test_a_file_of_gigabytes_is_not_read(folder, name):
+    if name == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+    with open(folder / name, "wb") as file:
+        file.truncate(1 << 40)  # sparse: takes no room
+    with pytest.raises(UserError, match=f"{name} has over 256 MiB"):
+        load_tokenizer(folder)
+
+
+def test_a_million_spaces_are_read(folder):
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode(tokenizer.encode(" " * 10**6)) == " " * 10**6
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(folder, llama2):
+    for tokenizer in (load_tokenizer(folder), load_tokenizer(llama2)):
+        assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+# --- Llama 3's tokenizer.model ---
+
+
+@pytest.fixture(scope="module")
+def llama3_lines() -> list[bytes]:
+    """A file of its size with other pieces: all bytes, all pairs of bytes, some triples."""
+    pieces = (bytes(letters) for n in (1, 2, 3) for letters in itertools.product(range(256), repeat=n))
+    return [
+        base64.b64encode(piece) + b" %d\n" % i for i, piece in enumerate(itertools.islice(pieces, 128_000))
+    ]
+
+
+@pytest.fixture()
+def llama3(tmp_path, llama3_lines):
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(llama3_lines))
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_llama_3s_own_file_gives_its_control_ids(llama3):
+    tokenizer = load_tokenizer(llama3)
+    assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (128000, (128001,), 128256)
+    assert tokenizer.decode([128000, *tokenizer.encode("Clear. <|eot_id|>"), 128009]) == "Clear. <|eot_id|>"
+    (llama3 / "generation_config.json").write_text('{"eos_token_id": [128001, 128008, 128009]}')
+    assert load_tokenizer(llama3).eos_ids == (128001, 128008, 128009)
+
+
+@pytest.mark.parametrize("how", [
+    "cut in a line", "cut between lines", "wrong base64", "no rank", "a piece twice", "a rank twice", "a gap",
+    "no UTF-8", "an empty line", "a byte is missing", "too long", "a negative rank",
+])  # fmt: skip
+def test_a_damaged_file_of_llama_3_is_refused(llama3, llama3_lines, how):
+    lines = list(llama3_lines)
+    match how:
+        case "cut in a line":
+            lines = [b"".join(lines)[:1_000_001]]
+        case "cut between lines":
+            lines = lines[:100_000]
+        case "wrong base64":
+            lines[5] = b"B=== 5\n"
+        case "no rank":
+            lines[5] = b"BQ==\n"
+        case "a piece twice":
+            lines[5] = lines[4].replace(b" 4", b" 5")
+        case "a rank twice":
+            lines[5] = b"BQ== 4\n"
+        case "a gap":
+            del lines[5]
+        case "no UTF-8":
+            lines[5] = b"\xff\xfe 5\n"
+        case "an empty line":
+            lines[5] = b"\n"
+        case "a byte is missing":
+            lines[5] = base64.b64encode(b"llama") + b" 5\n"
+        case "too long":
+            lines.append(base64.b64encode(b"llama") + b" 128000\n")
+        case "a negative rank":
+            lines[5] = b"BQ== -5\n"
+    (llama3 / "tokenizer.model").write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match="tokenizer.model.*download it again") as caught:
+        load_tokenizer(llama3)
+    assert "\n" not in str(caught.value)
+
+
+# --- Llama 2's tokenizer.model ---
+
+
+@pytest.fixture()
+def llama2(tmp_path):
+    folder = tmp_path / "llama2"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_sentencepiece_file_gives_texts_back_and_its_control_ids(llama2):
+    tokenizer = load_tokenizer(llama2)
+    assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.control) == (1, (2,), {0, 1, 2})
+    for text in (
+        *REPORTS,
+        "",
+        " two  spaces ",
+        "a\n\nb\t",
+        "1234567",
+        "é 😀 你",
+        "says </s> and <s>, <unk> <0x0A>",
+    ):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode([1, *ids, 2]) == text and tokenizer.control.isdisjoint(ids)
+
+
+def test_bos_is_left_out_where_tokenizer_config_says_so(llama2):
+    for stated, bos in ((True, 1), (False, None)):
+        (llama2 / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": stated}))
+        assert load_tokenizer(llama2).bos_id == bos
+
+
+def test_config_may_name_an_end_that_was_added_to_a_sentencepiece_vocabulary(llama2):
+    (llama2 / "config.json").write_text('{"eos_token_id": 421, "vocab_size": 424}')
+    assert load_tokenizer(llama2).eos_ids == (421,)
+
+
+def test_prompt_and_report_are_written_in_a_sentencepiece_vocabulary(llama2):
+    tokenizer = load_tokenizer(llama2)
+    prompt = study_prompt(tokenizer, [0, 1], n_tokens=3)
+    example = with_report(tokenizer, prompt, REPORTS[0])
+    assert prompt[0] == 1 and example.ids[-1] == 2 and prompt.count(-1) == 6
+    assert tokenizer.decode(example.ids[len(prompt) :]) == REPORTS[0]
+
+
+def test_a_report_streams_as_it_is_decoded(llama2, base, capsys):
+    for folder in (llama2, base):
+        tokenizer = load_tokenizer(folder)
+        for text in (REPORTS[0], "é 😀"):
+            steps = ((token,) for token in tokenizer.encode(text))
+            generate.write_as_it_comes(SimpleNamespace(tokenizer=tokenizer), steps)
+            assert capsys.readouterr().out == text + "\n"
+
+
+def test_a_tokenizer_json_of_sentencepieces_kind_gives_way_to_the_file_beside_it(llama2):
+    alone = {"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}, "added_tokens": [],
+             "normalizer": {"type": "Prepend", "prepend": "\u2581"}, "pre_tokenizer": None}  # fmt: skip
+    (llama2 / "tokenizer.json").write_text(json.dumps(alone))
+    assert load_tokenizer(llama2).eos_ids == (2,)
+    (llama2 / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match="tokenizer.json is of sentencepiece's kind.*tokenizer.model: put"):
+        load_tokenizer(llama2)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"{}", b"\x00" * 99, b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_a_tokenizer_model_of_no_known_kind_is_refused(llama2, content):
+    (llama2 / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UserError, match="tokenizer.model"):
+        load_tokenizer(llama2)
+
+
+def test_a_sentencepiece_vocabulary_that_cannot_spell_every_letter_is_refused(llama2):
+    (llama2 / "tokenizer.model").write_bytes(sentencepiece_model(vocab_size=120, byte_fallback=False))
+    with pytest.raises(UserError, match="tokenizer.model is damaged or not Llama 2's kind.*byte_fallback"):
+        load_tokenizer(llama2)
+
+
+def test_a_sentencepiece_file_that_is_cut_anywhere_is_refused(llama2):
+    """Even between two pieces, where sentencepiece itself reads on without them."""
+    whole = (llama2 / "tokenizer.model").read_bytes()
+    for cut in range(1, len(whole) - 50, 3):
+        (llama2 / "tokenizer.model").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="tokenizer.model"):
+            load_tokenizer(llama2)
+
+
+def test_flipped_bytes_in_a_sentencepiece_file_never_end_in_anything_but_one_line(llama2):
+    whole, draw = (llama2 / "tokenizer.model").read_bytes(), random.Random(0)
+    for _ in range(500):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] = draw.randrange(256)
+        (llama2 / "tokenizer.model").write_bytes(damaged)
+        try:
+            load_tokenizer(llama2).encode(REPORTS[0])
+        except UserError as error:
+            assert "tokenizer.model" in str(error) and "\n" not in str(error)
