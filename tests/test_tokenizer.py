@@ -153,8 +153,10 @@ def test_merges_that_make_no_sense_are_refused(folder, merges):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("more", [{"qz": -1}, {"qz": 1.5}, {"qz": True}, {"qz": 2**40}, {"qz": 1e400}, {"qz": []},
-                                  {"qz": 441, "zq": 441}, {"\ud800": 441}, [], None, "abc"])  # fmt: skip
+@pytest.mark.parametrize("more", [
+    {"qz": -1}, {"qz": 1.5}, {"qz": True}, {"qz": 2**40}, {"qz": 1e400}, {"qz": []}, {"qz": 441, "zq": 441},
+    {"\ud800": 441}, [], None, "abc",
+])  # fmt: skip
 def test_a_vocabulary_that_makes_no_sense_is_refused(folder, more):
     vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     edit_model(folder, vocab=vocab | more if isinstance(more, dict) else more)
