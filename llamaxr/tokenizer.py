@@ -149,8 +149,7 @@ def _read_sentencepiece(path: Path, data: bytes) -> Tokenizer:
     """Llama 2's tokenizer.model. A piece writes its space as U+2581, a byte without a letter as <0xNN>."""
     try:
         sp = SentencePieceProcessor(model_proto=data)
-        # A letter that no vocabulary has must come out as bytes. A file that was cut between two pieces loads
-        # all the same, but has lost this setting, which stands after them.
+        # A letter that no vocabulary has must come out as bytes, not as <unk>.
         if sp.unk_id() in sp.encode("\U0010fffd"):
             raise ValueError("no byte_fallback")
         names = [sp.id_to_piece(i) for i in range(sp.vocab_size())]

@@ -252,7 +252,8 @@ def test_llama_3s_own_file_gives_its_control_ids(llama3):
 
 @pytest.mark.parametrize("how", [
     "cut in a line", "cut between lines", "wrong base64", "no rank", "a piece twice", "a rank twice", "a gap",
-    "no UTF-8", "an empty line", "a byte is missing", "too long", "a negative rank",
+    "no UTF-8", "an empty line", "a byte is missing", "too long", "too long by a piece that was there",
+    "a negative rank",
 ])  # fmt: skip
 def test_a_damaged_file_of_llama_3_is_refused(llama3, llama3_lines, how):
     lines = list(llama3_lines)
@@ -279,6 +280,8 @@ def test_a_damaged_file_of_llama_3_is_refused(llama3, llama3_lines, how):
             lines[5] = base64.b64encode(b"llama") + b" 5\n"
         case "too long":
             lines.append(base64.b64encode(b"llama") + b" 128000\n")
+        case "too long by a piece that was there":
+            lines.append(base64.b64encode(b"\0") + b" 128000\n")
         case "a negative rank":
             lines[5] = b"BQ== -5\n"
     (llama3 / "tokenizer.model").write_bytes(b"".join(lines))
@@ -369,7 +372,6 @@ def test_a_sentencepiece_vocabulary_that_cannot_spell_every_letter_is_refused(ll
 
 
 def test_a_sentencepiece_file_that_is_cut_anywhere_is_refused(llama2):
-    """Even between two pieces, where sentencepiece itself reads on without them."""
     whole = (llama2 / "tokenizer.model").read_bytes()
     for cut in range(1, len(whole) - 50, 3):
         (llama2 / "tokenizer.model").write_bytes(whole[:cut])

@@ -120,6 +120,8 @@ def pair(request, tmp_path_factory) -> Pair:
                 spec["pre_tokenizer"]["pretokenizers"][0]["individual_digits"] = False
             if kind == "letters.json":  # a rule that does not match everything
                 spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r" ?\p{L}+"
+            spec["model"]["merges"].append(["\u0120", "\u0120"])  # two spaces, that their cuts may show
+            spec["model"]["vocab"]["\u0120\u0120"] = 440
             (folder / "tokenizer.json").write_text(json.dumps(spec))
     return tokenizers_pair(folder)
 
