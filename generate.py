@@ -94,9 +94,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def write_as_it_comes(model, steps) -> None:
     """Print the one report token by token; a letter of several bytes waits until it is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder, begun = codecs.getincrementaldecoder("utf-8")(errors="replace"), False
     for (token,) in steps:
-        print(decoder.decode(model.tokenizer.bytes_of(token)), end="", flush=True)
+        text = decoder.decode(model.tokenizer.bytes_of(token))
+        text = text if begun else text.lstrip()  # sentencepiece's first word brings a space
+        begun = begun or bool(text)
+        print(text, end="", flush=True)
     print(decoder.decode(b"", final=True), flush=True)
 
 

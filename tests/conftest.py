@@ -1,5 +1,7 @@
 """Shared by the tests: a tiny checkpoint folder, written by transformers and tokenizers, not by ourselves."""
 
+import io
+
 import pytest
 import torch
 
@@ -58,6 +60,22 @@ def write_base(
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return model, tokenizer
+
+
+def sentencepiece_model(texts=REPORTS, vocab_size=420, **how) -> bytes:
+    """A tokenizer.model trained with the settings of Llama 2's."""
+    from sentencepiece import SentencePieceTrainer
+
+    written = io.BytesIO()
+    settings = dict(
+        model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+    )  # fmt: skip
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=written, vocab_size=vocab_size, num_threads=1,
+        minloglevel=2, **settings | how,
+    )  # fmt: skip
+    return written.getvalue()
 
 
 @pytest.fixture(scope="session")
