@@ -44,9 +44,7 @@ def test_means_and_their_resamples_are_those_of_studies_drawn_one_by_one():
     got = score(truth, said, names.tolist())
     assert got["macro_f1"] == pytest.approx(macro_f1(range(80)))
     pairs = [(t, s) for t, s in zip(truth, said, strict=True) if t or s]
-    assert got["example_f1"] == pytest.approx(
-        np.mean([2 * len(t & s) / (len(t) + len(s)) for t, s in pairs])
-    )
+    assert got["example_f1"] == pytest.approx(np.mean([2 * len(t & s) / (len(t) + len(s)) for t, s in pairs]))
     drawn = [macro_f1(rng.integers(80, size=80)) for _ in range(1000)]
     assert got["intervals"]["macro_f1"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
 
