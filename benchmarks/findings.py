@@ -138,7 +138,8 @@ def main() -> None:
     out = HOME / "benchmarks" / "results" / "findings.json"
     out.parent.mkdir(exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
+    temporary.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, out)
     print(f"\nwritten: {out}")
 
