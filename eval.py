@@ -71,10 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         "images swapped": write(model, [seen[i] for i in swap], options, "images swapped"),
         "constant report": [constant] * len(chosen),
     }
-    said = [locate(s.report) for s in chosen]  # finding -> its sides
+    stated = [locate(s.report) for s in chosen]  # finding -> its sides
     # what was drawn is known; its sides are those that the report gives
     truth = [t if s.findings is None else {name: t.get(name, frozenset()) for name in s.findings}
-             for s, t in zip(chosen, said, strict=True)]  # fmt: skip
+             for s, t in zip(chosen, stated, strict=True)]  # fmt: skip
     names = DRAWN if trained.data == "sample" else FINDINGS
     groups = {
         "all": range(len(chosen)),
