@@ -16,11 +16,13 @@ import torch
 from tqdm import tqdm
 
 from llamaxr.checkpoint import write_json
+from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import study_features
-from llamaxr.metrics import baselines, findings, overlap
+from llamaxr.metrics import agreement, baselines, overlap
+from llamaxr.metrics.findings import FINDINGS, locate
 from llamaxr.options import option, parse
 from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run
 
@@ -69,14 +71,18 @@ def main(argv: list[str] | None = None) -> None:
         "images swapped": write(model, [seen[i] for i in swap], options, "images swapped"),
         "constant report": [constant] * len(chosen),
     }
-    truth = [s.findings if s.findings is not None else findings.find(s.report) for s in chosen]
+    stated = [locate(s.report) for s in chosen]  # finding -> its sides
+    # what was drawn is known; its sides are those that the report gives
+    truth = [t if s.findings is None else {name: t.get(name, frozenset()) for name in s.findings}
+             for s, t in zip(chosen, stated, strict=True)]  # fmt: skip
+    names = DRAWN if trained.data == "sample" else FINDINGS
     groups = {
         "all": range(len(chosen)),
         "normal": [i for i, t in enumerate(truth) if not t],
         "abnormal": [i for i, t in enumerate(truth) if t],
     }
     table = {
-        group: {who: score(rows, chosen, truth, reports) for who, reports in written.items()}
+        group: {who: score(rows, chosen, truth, reports, names) for who, reports in written.items()}
         for group, rows in groups.items()
         if rows
     }
@@ -115,11 +121,11 @@ def write(model, seen: list, options: EvalOptions, name: str) -> list[str]:
     return reports
 
 
-def score(rows, studies: list, truth: list[frozenset], reports: list[str]) -> dict:
+def score(rows, studies: list, truth: list[dict], reports: list[str], names: tuple[str, ...]) -> dict:
     """All scores of some of the studies (rows: their indices)."""
     references, generated = [studies[i].report for i in rows], [reports[i] for i in rows]
-    found = findings.score([truth[i] for i in rows], [findings.find(report) for report in generated])
-    right, sided = findings.right_sides(references, generated)
+    found = agreement.score([truth[i] for i in rows], [locate(report) for report in generated], names)
+    right, sided = agreement.right_sides(references, generated)
     sides = {"sides_right": right, "sides_asserted": sided}
     return {"studies": len(references), **overlap.score(references, generated), **found, **sides}
 

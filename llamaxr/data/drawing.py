@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..metrics.findings import FINDINGS
-
 MARGIN = 0.08  # canvas beyond each edge of the film, for the pose to move in
 SIGN = {"right": -1, "left": 1}
+# Of metrics/findings.py's FINDINGS. Drawings are seeded by a finding's place here: keep the order.
+DRAWN = ("cardiomegaly", "effusion", "pneumothorax", "consolidation", "nodule", "granuloma", "atelectasis",
+         "hyperinflation", "scoliosis", "device")
 ZONE_Y = {"upper": 0.27, "mid": 0.45, "lower": 0.62}
 ZONE_X = {"upper": 0.19, "mid": 0.23, "lower": 0.25}  # distance from the midline
 ZONE_DEPTH = {"upper": 0.02, "mid": -0.08, "lower": 0.12}  # x on the lateral view
@@ -24,7 +25,7 @@ ZONE_DEPTH = {"upper": 0.02, "mid": -0.08, "lower": 0.12}  # x on the lateral vi
 
 @dataclass(frozen=True)
 class Finding:
-    """name: of FINDINGS. side: left, right, bilateral or None. zone: upper, mid, lower or None.
+    """name: of DRAWN. side: left, right, bilateral or None. zone: upper, mid, lower or None.
 
     A device is told by its side: a pacemaker left, a venous catheter right, sternotomy wires None.
     """
@@ -98,7 +99,7 @@ def draw(findings: tuple[Finding, ...], rng: np.random.Generator, size: int = 22
     body_seed, findings_seed, frontal_seed, lateral_seed = rng.integers(2**32, size=4)
     body = _body(findings, np.random.default_rng(body_seed))
     # four numbers in [0, 1) a finding, which both views share: size, place (2), density
-    traits = {f: np.random.default_rng((findings_seed, FINDINGS.index(f.name))).random(4) for f in findings}
+    traits = {f: np.random.default_rng((findings_seed, DRAWN.index(f.name))).random(4) for f in findings}
     return _frontal(body, traits, np.random.default_rng(frontal_seed), size), \
         _lateral(body, traits, np.random.default_rng(lateral_seed), size)
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..metrics.findings import FINDINGS
-from .drawing import SIGN, ZONE_Y, Finding, draw
+from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
 from .study import SPLITS, VIEWS, Study
 
 DRAWING_VERSION = 2  # raise it whenever a drawing or a wording changes: kept folders are then redrawn
@@ -28,12 +27,12 @@ def imagine(rng: np.random.Generator) -> tuple[Finding, ...]:
     if rng.random() < 0.4:
         return ()
     number = 1 + int(rng.choice(4, p=(0.5, 0.28, 0.15, 0.07)))
-    names = rng.choice(FINDINGS, number, replace=False).tolist()
+    names = rng.choice(DRAWN, number, replace=False).tolist()
     # focal findings take different places, so that none hides another
     places = [(side, zone) for side in SIGN for zone in ZONE_Y]
     places = iter([places[i] for i in rng.permutation(len(places))])
     findings = []
-    for name in sorted(names, key=FINDINGS.index):
+    for name in sorted(names, key=DRAWN.index):
         side = ("left", "right")[rng.integers(2)]
         if name in ("consolidation", "nodule", "granuloma"):
             findings.append(Finding(name, *next(places)))

@@ -1,0 +1,149 @@
+"""Hold the labeller (metrics/findings.py) against the people who indexed IU X-ray.
+
+    python benchmarks/findings.py --reports NLMCXR_reports.tgz --annotation annotation.json
+
+Truth are the MeSH terms that Open-i's indexers gave each study, by metrics/mesh.py. They read FINDINGS and
+IMPRESSION, so both are labelled; FINDINGS alone, which is what R2Gen's split calls the report, stands beside.
+The rules were tuned on R2Gen's train studies and nothing else; `rest` are Open-i's studies outside the split.
+Studies that were not indexed, and reports without a text, are left out and counted. Micro and macro are over
+the nineteen findings, not "no finding" (with it: the line below); macro is also given over the classes with
+ten studies or more. Figures, no text of a report, go to benchmarks/results/findings.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tarfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+from llamaxr.errors import UserError, one_line_errors  # noqa: E402
+from llamaxr.metrics import agreement, mesh  # noqa: E402
+from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate  # noqa: E402
+
+SPLITS = ("train", "val", "test", "rest")
+MAX_BYTES, MAX_FILES = (
+    1 << 20,
+    20_000,
+)  # of one report, which has some 10 KiB; of the archive, which has 3,955
+ENOUGH = 10  # studies, for a class's F1 to mean something
+
+
+def read_reports(path: Path) -> dict[str, tuple[str, str, list[str]]]:
+    """Open-i's archive, read without unpacking: id -> FINDINGS, IMPRESSION, MeSH terms."""
+    studies = {}
+    try:
+        with tarfile.open(path, "r|gz") as archive:  # a stream: nothing in it is trusted for size or place
+            for i, member in enumerate(archive):
+                if i >= MAX_FILES or member.size > MAX_BYTES:
+                    raise UserError(f"{path} holds more than Open-i's reports, at {member.name!r}; fetch it")
+                if not member.isfile() or not member.name.endswith(".xml"):
+                    continue
+                text = archive.extractfile(member).read()
+                if b"<!" in text:  # no report declares entities or a document type
+                    raise UserError(f"{path}: {member.name!r} holds a declaration; fetch Open-i's archive")
+                root = ElementTree.fromstring(text)
+                parts = {p.get("Label"): " ".join((p.text or "").split()) for p in root.iter("AbstractText")}
+                terms = [(m.text or "").strip() for m in root.iter("major")]
+                name = root.find("uId").get("id")
+                studies[name] = parts.get("FINDINGS", ""), parts.get("IMPRESSION", ""), terms
+    except (OSError, EOFError, tarfile.TarError, ElementTree.ParseError, AttributeError) as error:
+        raise UserError(f"{path} is not Open-i's NLMCXR_reports.tgz ({error}); fetch it again") from None
+    return studies
+
+
+def read_split(path: Path) -> dict[str, str]:
+    """R2Gen's annotation.json: Open-i's id ("CXR2384" of "CXR2384_IM-0942") -> train, val or test."""
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8")).values()
+        return {study["id"].split("_")[0]: study["split"] for group in groups for study in group}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not R2Gen's annotation.json ({error!r}); fetch it again") from None
+
+
+def compare(studies: list[tuple[str, str, list[str]]], impression: bool) -> dict:
+    """Score the labeller on the indexed studies that have a text; how many there are, and their sides."""
+    pairs = []
+    for findings, impressed, terms in studies:
+        text = findings + "\n\n" + impressed if impression else findings
+        if mesh.is_indexed(terms) and text.strip(" .\n"):
+            pairs.append((mesh.mesh_locate(terms), text))
+    truths = [truth for truth, _ in pairs]
+    began = time.perf_counter()
+    said = [locate(text) for _, text in pairs]
+    seconds = time.perf_counter() - began
+    scores = agreement.score(truths, said, FINDINGS)
+    frequent = [n for n in FINDINGS if sum(n in t for t in truths) >= ENOUGH]
+    sided = [(t[n], s[n]) for t, s in zip(truths, said, strict=True)
+             for n in FINDINGS if t.get(n) and s.get(n)]  # fmt: skip
+    return {
+        "studies": len(pairs),
+        "left_out": len(studies) - len(pairs),
+        "seconds": round(seconds, 2),
+        "sides_right": sum(a == b for a, b in sided),
+        "sides_asserted": len(sided),
+        "findings": scores,
+        "frequent": {"names": frequent, **means(agreement.score(truths, said, frequent))},
+        "with_no_finding": means(agreement.score(truths, said, CLASSES)),
+    }
+
+
+def means(scores: dict) -> dict:
+    return {key: value for key, value in scores.items() if key != "per_class"}
+
+
+def show(split: str, label: str, result: dict) -> None:
+    def number(scores: dict, key: str) -> str:
+        low, high = scores["intervals"][key]
+        return f"{scores[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+    print(f"\n{split}, {label}: {result['studies']} studies ({result['left_out']} left out), "
+          f"{result['seconds']} s, sides {result['sides_right']} of {result['sides_asserted']}")  # fmt: skip
+    print(f"{'':28s}{'n':>5s}{'right':>7s}{'missed':>8s}{'invented':>10s}  "
+          f"{'precision':22s}{'recall':22s}F1")  # fmt: skip
+    rows = result["findings"]["per_class"]
+    for name in CLASSES:
+        row = rows[name]
+        print(f"{name:28s}{row['tp'] + row['fn']:5d}{row['tp']:7d}{row['fn']:8d}{row['fp']:10d}  "
+              + "".join(f"{number(row, x):22s}" for x in ("precision", "recall", "f1")))  # fmt: skip
+    few = f"the {len(result['frequent']['names'])} of {ENOUGH} studies or more"
+    for title, scores in (("nineteen findings", result["findings"]), (few, result["frequent"]),
+                          (f"and {NO_FINDING}", result["with_no_finding"])):  # fmt: skip
+        print(f"{title:30s}" + "  ".join(f"{m} F1 {number(scores, f'{m}_f1')}" for m in
+                                         ("micro", "macro", "example")))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--reports", type=Path, required=True, help="Open-i's NLMCXR_reports.tgz")
+    parser.add_argument("--annotation", type=Path, required=True, help="R2Gen's annotation.json (IU X-ray)")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
+    options = parser.parse_args()
+    reports, split_of = read_reports(options.reports), read_split(options.annotation)
+    results = {}
+    for split in options.splits:
+        studies = [study for name, study in reports.items() if split_of.get(name, "rest") == split]
+        results[split] = {"findings_and_impression": compare(studies, impression=True),
+                          "findings_alone": compare(studies, impression=False)}  # fmt: skip
+        show(split, "FINDINGS and IMPRESSION", results[split]["findings_and_impression"])
+        alone = results[split]["findings_alone"]
+        print(f"FINDINGS alone ({alone['studies']} studies): micro F1 {alone['findings']['micro_f1']:.3f}, "
+              f"macro F1 {alone['findings']['macro_f1']:.3f}")  # fmt: skip
+    out = HOME / "benchmarks" / "results" / "findings.json"
+    out.parent.mkdir(exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
+    temporary.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, out)
+    print(f"\nwritten: {out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,103 @@
+"""Whether reports say what is there: the findings of two reports of a study, compared and counted.
+
+In: for each study, the true findings and the said ones (findings.py's `locate` or `find`; mesh.py's). Out, a
+study and a class at a time: right, on the wrong side, missed (omission) or invented (hallucination); and over
+all studies precision, recall and F1, each with its 95% bootstrap interval.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from .bootstrap import bootstrap
+from .findings import FINDINGS, NO_FINDING, locate
+
+OUTCOMES = RIGHT, WRONG_SIDE, MISSED, INVENTED = ("right", "wrong side", "missed", "invented")
+# Findings of a study: their names, or a mapping of the names to their sides.
+Findings = Collection[str] | Mapping[str, frozenset[str]]
+
+
+def outcomes(truth: Findings, said: Findings, names: Sequence[str] = FINDINGS) -> dict[str, str]:
+    """One study: what became of each finding of names that is true or said, as one of OUTCOMES.
+
+    On the wrong side is what both name with a side, and not with the same. NO_FINDING, if among names, is
+    true of a study, and said of it, where there is nothing at all; OTHER is something.
+    """
+    found = {}
+    for name in names:
+        there, named = (not f if name == NO_FINDING else name in f for f in (truth, said))
+        if there and named:
+            sides, said_sides = (f.get(name) if isinstance(f, Mapping) else None for f in (truth, said))
+            found[name] = WRONG_SIDE if sides and said_sides and sides != said_sides else RIGHT
+        elif there or named:
+            found[name] = MISSED if there else INVENTED
+    return found
+
+
+def score(truths: Sequence[Findings], said: Sequence[Findings], names: Sequence[str] = FINDINGS) -> dict:
+    """Precision, recall and F1 of reports against the truth, study by study in the same order.
+
+    Returns, with x each of precision, recall, f1: micro_x (all decisions pooled), macro_x (the mean over
+    classes), example_x (the mean over studies); intervals: name -> [low, high] of each of these; and
+    per_class: name -> the counts tp (both name it, wrong_side of them on the wrong side), fn (missed), fp
+    (invented), the three x, and their intervals. per_class has a row of NO_FINDING, which the means leave out
+    unless names holds it: silence earns nothing, so a writer of normal reports alone has precision 0.
+
+    Where a ratio is 0/0 it is 0. Classes and studies in which nothing is true or said say nothing, and
+    macro_x and example_x leave them out. ValueError for lists of unequal length.
+    """
+    if len(truths) != len(said):
+        raise ValueError(f"{len(truths)} references for {len(said)} generated reports")
+    rows, n = list(dict.fromkeys([*names, NO_FINDING])), len(truths)
+    counts = np.zeros((n, len(rows), len(OUTCOMES)))  # (study, class, outcome), each 0 or 1
+    for i, pair in enumerate(zip(truths, said, strict=True)):
+        for name, outcome in outcomes(*pair, rows).items():
+            counts[i, rows.index(name), OUTCOMES.index(outcome)] = 1
+    pooled = counts[:, : len(names)].sum(1)  # (study, outcome)
+    met = pooled.any(1, keepdims=True)
+    columns = np.hstack([counts.reshape(n, len(rows) * len(OUTCOMES)), pooled, _rates(pooled), met])
+
+    def rates(sums: np.ndarray) -> np.ndarray:
+        """From sums of columns (r, k) to micro, macro and example means, then those of each class: (r, m)."""
+        classes = sums[:, :-8].reshape(len(sums), len(rows), len(OUTCOMES))
+        pooled, example, met = sums[:, -8:-4], sums[:, -4:-1], sums[:, -1:]
+        each = _rates(classes)  # (r, class, 3)
+        scored = classes[:, : len(names)].any(2)[..., None]  # (r, class, 1)
+        macro = _ratio((each[:, : len(names)] * scored).sum(1), scored.sum(1))
+        return np.hstack([_rates(pooled), macro, _ratio(example, met), each.reshape(len(sums), -1)])
+
+    table = bootstrap(columns, rates).tolist()
+    ratios = ("precision", "recall", "f1")
+    heads = [f"{mean}_{x}" for mean in ("micro", "macro", "example") for x in ratios]
+    result = {head: value for head, (value, _, _) in zip(heads, table, strict=False)}
+    result["intervals"] = {head: interval for head, (_, *interval) in zip(heads, table, strict=False)}
+    result["per_class"] = {}
+    for i, name in enumerate(rows):
+        right, wrong_side, fn, fp = counts[:, i].sum(0).astype(int).tolist()
+        line = {"tp": right + wrong_side, "wrong_side": wrong_side, "fn": fn, "fp": fp}
+        mine = table[len(heads) + 3 * i :][:3]
+        line |= {x: value for x, (value, _, _) in zip(ratios, mine, strict=True)}
+        line["intervals"] = {x: interval for x, (_, *interval) in zip(ratios, mine, strict=True)}
+        result["per_class"][name] = line
+    return result
+
+
+def right_sides(references: Sequence[str], generated: Sequence[str]) -> tuple[int, int]:
+    """Of the findings that both reports of a study assert and to which the reference gives a side: to how
+    many the generated report gives the same, and how many there are."""
+    right = total = 0
+    for reference, report in zip(references, generated, strict=True):
+        truth, said = locate(reference), locate(report)
+        sided = [name for name in truth.keys() & said.keys() if truth[name]]
+        right, total = right + sum(truth[n] == said[n] for n in sided), total + len(sided)
+    return right, total
+
+
+def _rates(counts: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1 (..., 3) of outcomes (..., 4)."""
+    tp, fn, fp = counts[..., 0] + counts[..., 1], counts[..., 2], counts[..., 3]
+    return np.stack([_ratio(tp, tp + fp), _ratio(tp, tp + fn), _ratio(2 * tp, 2 * tp + fn + fp)], axis=-1)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole != 0)

@@ -1,0 +1,44 @@
+"""How far a score may be trusted: 95% bootstrap intervals (Efron 1979) over the studies of a split.
+
+In: what each study contributes, as counts (n studies, k columns), and the score as a function of their sums.
+Out: the score with its interval. Corpus BLEU, micro and macro F1, and plain means are all functions of summed
+per-study counts, so no report is read again: a resample of the studies is a row of how often each was drawn,
+and all resamples are one matrix product.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+BLOCK = 4_000_000  # draws held at a time: 32 MiB, however many studies
+
+
+def bootstrap(
+    counts: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> np.ndarray:
+    """Scores with their percentile intervals: (m, 3), each row value, low, high.
+
+    counts: (n, k), a row a study. score: from sums (rows, k) to scores (rows, m), row by row and NaN-free;
+    each row is the sum of n studies drawn with replacement, so a mean is `lambda sums: sums / n`. Two systems
+    compared on the same studies are columns of one array: their difference is then resampled in pairs.
+    Equal seed and n give equal resamples. With no study at all, low and high are the value.
+    """
+    counts = np.asarray(counts, dtype=np.float64)  # whole numbers below 2**53 add up exactly
+    assert counts.ndim == 2 and n_resamples >= 1 and 0 < level < 1
+    n = len(counts)
+    value = score(counts.sum(0, keepdims=True))  # (1, m)
+    if n == 0:
+        return np.repeat(value, 3, 0).T
+    rng = np.random.default_rng(seed)
+    rows = max(1, BLOCK // n)
+    blocks = []
+    for at in range(0, n_resamples, rows):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, n_resamples - at))  # (rows, n)
+        blocks.append(score(drawn.astype(np.float64) @ counts))  # (rows, m)
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(blocks), [tail, 1 - tail], axis=0)  # each (m,)
+    return np.stack([value[0], low, high], axis=1)

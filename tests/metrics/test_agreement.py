@@ -1,0 +1,97 @@
+"""Counted by hand, and by loops that take one study at a time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llamaxr.metrics.agreement import outcomes, right_sides, score
+from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
+
+TRUTH = [frozenset({"effusion", "nodule"}), frozenset(), frozenset({"device"})]
+SAID = [frozenset({"effusion"}), frozenset({"nodule"}), frozenset({"device", "effusion"})]
+
+
+def test_scores_equal_those_counted_by_hand():
+    got = score(TRUTH, SAID)
+    counts = {
+        name: tuple(line[k] for k in ("tp", "fn", "fp", "f1")) for name, line in got["per_class"].items()
+    }
+    assert counts["effusion"] == (1, 0, 1, 2 / 3)
+    assert counts["nodule"] == (0, 1, 1, 0.0)
+    assert counts["device"] == (1, 0, 0, 1.0)
+    assert counts[NO_FINDING] == (0, 1, 0, 0.0)
+    assert got["micro_precision"] == 2 / 4 and got["micro_recall"] == 2 / 3 and got["micro_f1"] == 4 / 7
+    assert got["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)  # the other classes were never met
+    assert got["example_precision"] == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert got["example_recall"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert got["example_f1"] == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
+
+
+def test_means_and_their_resamples_are_those_of_studies_drawn_one_by_one():
+    rng = np.random.default_rng(0)
+    names = np.array(FINDINGS[:6])
+    truth, said = ([frozenset(names[row]) for row in rng.random((80, 6)) < 0.3] for _ in range(2))
+
+    def macro_f1(drawn):
+        f1 = []
+        for name in names:
+            tp = sum(name in truth[i] and name in said[i] for i in drawn)
+            sizes = sum((name in truth[i]) + (name in said[i]) for i in drawn)
+            f1 += [2 * tp / sizes] if sizes else []
+        return np.mean(f1)
+
+    got = score(truth, said, names.tolist())
+    assert got["macro_f1"] == pytest.approx(macro_f1(range(80)))
+    pairs = [(t, s) for t, s in zip(truth, said, strict=True) if t or s]
+    assert got["example_f1"] == pytest.approx(np.mean([2 * len(t & s) / (len(t) + len(s)) for t, s in pairs]))
+    drawn = [macro_f1(rng.integers(80, size=80)) for _ in range(1000)]
+    assert got["intervals"]["macro_f1"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+
+
+def test_every_number_has_an_interval_around_it_and_is_json():
+    got = json.loads(json.dumps(score(TRUTH * 20, SAID * 20)))
+    for line in (got, *got["per_class"].values()):
+        for head, (low, high) in line["intervals"].items():
+            assert low <= line[head] <= high
+    assert got["intervals"]["micro_f1"][0] < got["intervals"]["micro_f1"][1]
+
+
+def test_silence_earns_nothing():
+    silent = score([frozenset({"nodule"}), frozenset()], [frozenset(), frozenset()])
+    empty = score([], [])
+    for got in (silent, empty):
+        assert got["micro_precision"] == got["micro_recall"] == got["micro_f1"] == got["macro_f1"] == 0.0
+        assert got["example_f1"] == 0.0 and got["per_class"].keys() == set(CLASSES)
+    assert silent["per_class"][NO_FINDING]["tp"] == 1  # shown, and not in the means
+
+
+def test_no_finding_enters_the_means_where_it_is_asked_for():
+    got = score([frozenset()], [frozenset()], CLASSES)
+    assert got["micro_f1"] == got["macro_f1"] == got["example_f1"] == 1.0
+    other = score([frozenset({"other"})], [frozenset()], CLASSES)
+    assert other["per_class"][NO_FINDING]["fp"] == 1
+
+
+def test_lists_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="1 references for 0"):
+        score([frozenset()], [])
+
+
+def test_a_study_is_told_finding_by_finding():
+    truth = locate("Left pneumothorax. Right pleural effusion. Left nodule. Cardiomegaly. Scoliosis.")
+    said = locate("Right pneumothorax. Right effusion. Nodule. Mild cardiomegaly. Left atelectasis.")
+    told = {
+        "pneumothorax": "wrong side", "effusion": "right", "cardiomegaly": "right",
+        "nodule": "right",  # a side left out is not a wrong one
+        "scoliosis": "missed", "atelectasis": "invented",
+    }  # fmt: skip
+    assert outcomes(truth, said) == told
+    line = score([truth], [said])["per_class"]["pneumothorax"]
+    assert (line["tp"], line["wrong_side"], line["fn"], line["fp"]) == (1, 1, 0, 0)
+
+
+def test_sides_are_counted_where_both_reports_assert_a_finding():
+    references = ["Left pneumothorax. Right pleural effusion.", "Cardiomegaly.", "Right nodule."]
+    generated = ["Right pneumothorax. Right pleural effusion.", "Cardiomegaly.", "Normal."]
+    assert right_sides(references, generated) == (1, 2)

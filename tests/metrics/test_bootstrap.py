@@ -1,0 +1,62 @@
+"""Bootstrap intervals against closed forms and against a bootstrap written as a loop."""
+
+import time
+
+import numpy as np
+import pytest
+
+import llamaxr.metrics.bootstrap as module
+from llamaxr.metrics.bootstrap import bootstrap
+
+
+def test_the_interval_of_a_mean_is_the_normal_ones():
+    x = np.random.default_rng(1).normal(3, 2, size=(2000, 1))
+    value, low, high = bootstrap(x, lambda sums: sums / len(x), n_resamples=4000)[0]
+    error = x.std() / np.sqrt(len(x))
+    assert value == pytest.approx(x.mean())
+    # a percentile of 4000 resamples is itself uncertain by about 4% of the standard error
+    assert (low - value) / error == pytest.approx(-1.96, abs=0.15)
+    assert (high - value) / error == pytest.approx(1.96, abs=0.15)
+
+
+def test_it_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(2)
+    intervals = [bootstrap(rng.random((100, 1)) < 0.3, lambda s: s / 100, 300)[0] for _ in range(300)]
+    assert 0.90 <= np.mean([low <= 0.3 <= high for _, low, high in intervals]) <= 0.98
+
+
+def test_a_ratio_of_sums_equals_that_of_studies_drawn_one_by_one():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(0, 4, size=(150, 3))
+
+    def f1(sums):
+        return 2 * sums[:, :1] / (2 * sums[:, :1] + sums[:, 1:2] + sums[:, 2:])
+
+    drawn = [counts[rng.integers(150, size=150)].sum(0) for _ in range(4000)]
+    by_hand = np.quantile([2 * tp / (2 * tp + fn + fp) for tp, fn, fp in drawn], [0.025, 0.975])
+    assert bootstrap(counts, f1, n_resamples=4000)[0, 1:] == pytest.approx(by_hand, abs=0.005)
+
+
+def test_two_equal_systems_differ_by_nothing_in_every_resample():
+    x = np.random.default_rng(4).random((50, 1))
+    assert (bootstrap(np.hstack([x, x]), lambda sums: sums[:, :1] - sums[:, 1:]) == 0).all()
+
+
+def test_equal_seeds_give_equal_intervals_in_blocks_of_any_size(monkeypatch):
+    x = np.random.default_rng(5).integers(0, 9, size=(30, 2))
+    whole = bootstrap(x, lambda sums: sums / 30)
+    monkeypatch.setattr(module, "BLOCK", 70)
+    assert (bootstrap(x, lambda sums: sums / 30) == whole).all()
+    assert (bootstrap(x, lambda sums: sums / 30, seed=1) != whole).any()
+
+
+def test_none_or_one_study_has_no_width():
+    assert bootstrap(np.zeros((0, 2)), lambda sums: sums).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert bootstrap([[2, 5]], lambda sums: sums).tolist() == [[2, 2, 2], [5, 5, 5]]
+
+
+def test_a_test_split_takes_well_under_a_second():
+    counts = np.ones((590, 80))
+    began = time.perf_counter()
+    bootstrap(counts, lambda sums: sums)
+    assert time.perf_counter() - began < 1
