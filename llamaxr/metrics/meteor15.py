@@ -2,8 +2,8 @@
 
 In: cleaned reports, true and generated. Out: for each study the 23 counts of its alignment, whose sums give
 the score: METEOR of a set is a function of its summed counts and no mean over studies, so a resample is
-scored without aligning anything again. The program and its paraphrase table (LGPL) come with the Python package
-pycocoevalcap, which is no dependency of this project: who wants this one number installs it and Java.
+scored without aligning anything again. The program and its paraphrase table (LGPL) come with the Python
+package pycocoevalcap, which is no dependency of this project: who wants this one number installs it and Java.
 """
 
 import shutil

@@ -123,21 +123,19 @@ def _sentence_bleu(truth: list[str], said: list[str]) -> list[float]:
 def _meteor(truth: list[str], said: list[str], wordnet) -> float:
     from nltk.translate.meteor_score import meteor_score
 
-    return meteor_score([truth], said, wordnet=wordnet)
+    return meteor_score([truth], said, stemmer=_stemmer(), wordnet=wordnet)
 
 
 def stems(words: Sequence[str]) -> list[str]:
     """The words as rouge-score compares them: Porter's stems of those of four letters and more."""
-    return [_stem(word) for word in words]
-
-
-@lru_cache(maxsize=100_000)
-def _stem(word: str) -> str:
-    return _stemmer().stem(word) if len(word) > 3 else word  # rouge-score leaves short words alone
+    stem = _stemmer().stem
+    return [stem(word) if len(word) > 3 else word for word in words]  # as rouge-score: short words stay
 
 
 @lru_cache(maxsize=1)
 def _stemmer():
     from nltk.stem.porter import PorterStemmer
 
-    return PorterStemmer()
+    stemmer = PorterStemmer()
+    stemmer.stem = lru_cache(maxsize=100_000)(stemmer.stem)  # reports use the same words over and over
+    return stemmer
