@@ -1,16 +1,75 @@
-"""How much a generated report's words overlap with the reference's: BLEU and ROUGE-L.
+"""How much a generated report's words overlap with its reference's, by LLaMA-XR's convention.
 
-These numbers are never shown alone. On IU X-ray one constant report, written for every patient, reaches
-ROUGE-L 0.36 to 0.40, about what the literature reports; eval.py therefore puts that floor (baselines.py) and
-the swapped images beside them.
+In: the reports of a split, true and generated, in one order. Out: for each study a row of scores, whose sums
+give the means and are all that a bootstrap needs. The other convention, of R2Gen's line of papers, is
+coco.py; the two give different numbers under the same names (one constant report on IU X-ray's test split:
+ROUGE-L 0.364 here, 0.395 there), so a table names its convention and never mixes them.
 
-Convention: words are rouge-score's, runs of [a-z0-9] after lower-casing, for BLEU as for ROUGE; ROUGE-L also
-stems them, as rouge-score does with use_stemmer (the LLaMA-XR paper's setting). Both lie in [0, 1].
+These numbers are never shown alone. That constant report, written for every patient, scores about what the
+literature reports; eval.py therefore puts the floors (baselines.py) and the swapped images beside them.
+
+Convention: words are runs of [a-z0-9] after lower-casing, for all scores. BLEU-1 to 4 is NLTK's sentence BLEU
+with its smoothing method1 (an order without a match counts 0.1 matches; the paper names no smoothing), METEOR
+is NLTK's on WordNet 3.0, ROUGE-L is rouge-score's F-measure with stemming; each the mean over studies.
 NLTK is imported where it is first used: its import takes over a second.
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+
+import numpy as np
+
+CONVENTION = "LLaMA-XR: NLTK sentence BLEU (smoothing method1), NLTK METEOR, rouge-score ROUGE-L (stemmed)"
+NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l")
+_WEIGHTS = [(1 / n,) * n for n in range(1, 5)]
+
+
+def statistics(
+    references: Sequence[str], generated: Sequence[str], wordnet=None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of the scores, and what each study contributes: (n, 1 + names), the first column 1.
+
+    wordnet: a reader of wordnet.find(); without one there is no meteor among the names. `scores` turns sums
+    of rows, however drawn or weighted, into scores. An empty report on either side scores 0 throughout.
+    """
+    assert len(references) == len(generated)
+    names = NAMES + (("meteor",) if wordnet is not None else ())
+    rows = np.zeros((len(references), 1 + len(names)))
+    rows[:, 0] = 1
+    for row, reference, report in zip(rows, references, generated, strict=True):
+        truth, said = tokenize(reference), tokenize(report)
+        if truth and said:
+            row[1:5] = _sentence_bleu(truth, said)
+            row[5] = _f_measure(stems(truth), stems(said))
+            if wordnet is not None:
+                row[6] = _meteor(truth, said, wordnet)
+    return names, rows
+
+
+def scores(sums: np.ndarray) -> np.ndarray:
+    """Sums of rows of `statistics` (..., 1 + names) -> scores (..., names), all in [0, 1]; 0 of no study."""
+    return sums[..., 1:] / np.maximum(sums[..., :1], 1e-9)
+
+
+def score(references: Sequence[str], generated: Sequence[str], wordnet=None) -> dict[str, float]:
+    """bleu_1 to bleu_4, rouge_l and, with a reader of WordNet, meteor, over all studies."""
+    names, rows = statistics(references, generated, wordnet)
+    return dict(zip(names, scores(rows.sum(0)).tolist(), strict=True))
+
+
+def variety(reports: Sequence[str], train_reports: Sequence[str]) -> dict[str, float]:
+    """How reports differ: distinct (how many texts), distinct_share (of the studies), mean_words, and
+    verbatim_in_train (the share that stands word for word in training). White space does not count."""
+    texts = [" ".join(report.split()) for report in reports]
+    known = {" ".join(report.split()) for report in train_reports}
+    n = max(len(texts), 1)
+    return {
+        "distinct": len(set(texts)),
+        "distinct_share": len(set(texts)) / n,
+        "mean_words": sum(len(tokenize(text)) for text in texts) / n,
+        "verbatim_in_train": sum(text in known for text in texts) / n,
+    }
 
 
 def tokenize(text: str) -> list[str]:
@@ -18,72 +77,65 @@ def tokenize(text: str) -> list[str]:
     return re.findall("[a-z0-9]+", text.lower())
 
 
-def bleu(references: list[str], generated: list[str]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4 (Papineni et al. 2002) by NLTK, without smoothing: exactly 0 for an order of
-    which no n-gram is shared, and for no reports at all.
-
-    A generated report of fewer than n words, an empty one too, counts as one wrong n-gram: that is NLTK's
-    way; pycocoevalcap counts nothing. On reports of four words and more the two agree, but for the 0, where
-    pycocoevalcap puts a small number.
-    """
-    from nltk.translate.bleu_score import corpus_bleu
-
-    assert len(references) == len(generated)
-    if not any(tokenize(text) for text in generated):
-        return [0.0] * 4
-    pairs = [(tokenize(r), tokenize(g)) for r, g in zip(references, generated, strict=True)]
-    shared = [any(_ngrams(r, n) & _ngrams(g, n) for r, g in pairs) for n in range(1, 5)]
-    scores = corpus_bleu(
-        [[r] for r, _ in pairs],
-        [g for _, g in pairs],
-        weights=[(1 / n,) * n for n in range(1, 5)],
-        # Left alone, NLTK warns of a precision of 0 and puts the smallest float, whose fourth root is 1e-77.
-        smoothing_function=lambda precisions, **_: [p or 1 for p in precisions],
-    )
-    return [score if some else 0.0 for score, some in zip(scores, shared, strict=True)]
-
-
-def _ngrams(tokens: list[str], n: int) -> set[tuple[str, ...]]:
-    return set(zip(*(tokens[i:] for i in range(n)), strict=False))  # the shifted lists end one by one
-
-
-def rouge_l(references: list[str], generated: list[str]) -> float:
+def rouge_l(references: Sequence[str], generated: Sequence[str]) -> float:
     """Mean ROUGE-L F-measure (Lin 2004, beta 1) over the reports: the longest common subsequence of stems.
     0 for a pair in which a report has no words, and for no reports at all."""
-    assert len(references) == len(generated)
-    pairs = zip(references, generated, strict=True)
-    scores = [_rouge_l(_stems(r), _stems(g)) for r, g in pairs]
-    return sum(scores) / len(scores) if scores else 0.0
+    rows = [
+        _f_measure(stems(tokenize(r)), stems(tokenize(g))) for r, g in zip(references, generated, strict=True)
+    ]
+    return sum(rows) / len(rows) if rows else 0.0
 
 
-def _rouge_l(reference: list[str], report: list[str]) -> float:
-    if not reference or not report:
+def places(words: Sequence[str]) -> dict[str, int]:
+    """Where each word stands in a text, as the set bits of one integer: what `lcs` compares with."""
+    bits: dict[str, int] = {}
+    for i, word in enumerate(words):
+        bits[word] = bits.get(word, 0) | 1 << i
+    return bits
+
+
+def lcs(bits: dict[str, int], length: int, words: Sequence[str]) -> int:
+    """Length of the longest common subsequence of a text (its places and length) and other words.
+
+    Hyyrö's bit-parallel form: the table's row is one integer whose 0 bits mark where the row steps up, and a
+    word updates all of it in one addition. Twenty times as fast as the table filled cell by cell.
+    """
+    ones = (1 << length) - 1
+    row = ones
+    for word in words:
+        met = row & bits.get(word, 0)
+        row = (row + met | row - met) & ones
+    return length - row.bit_count()
+
+
+def _f_measure(truth: Sequence[str], said: Sequence[str]) -> float:
+    if not truth or not said:
         return 0.0
-    row = [0] * (len(report) + 1)  # row[j]: longest common subsequence of the reference so far and report[:j]
-    for word in reference:
-        diagonal = 0
-        for j, other in enumerate(report, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
-    return 2 * row[-1] / (len(reference) + len(report))
+    return 2 * lcs(places(truth), len(truth), said) / (len(truth) + len(said))
 
 
-def _stems(text: str) -> list[str]:
-    return [_stem(word) for word in tokenize(text)]
+def _sentence_bleu(truth: list[str], said: list[str]) -> list[float]:
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    return sentence_bleu([truth], said, _WEIGHTS, SmoothingFunction().method1)
 
 
-@lru_cache(maxsize=100_000)
-def _stem(word: str) -> str:
-    return _stemmer().stem(word) if len(word) > 3 else word  # rouge-score leaves short words alone
+def _meteor(truth: list[str], said: list[str], wordnet) -> float:
+    from nltk.translate.meteor_score import meteor_score
+
+    return meteor_score([truth], said, stemmer=_stemmer(), wordnet=wordnet)
+
+
+def stems(words: Sequence[str]) -> list[str]:
+    """The words as rouge-score compares them: Porter's stems of those of four letters and more."""
+    stem = _stemmer().stem
+    return [stem(word) if len(word) > 3 else word for word in words]  # as rouge-score: short words stay
 
 
 @lru_cache(maxsize=1)
 def _stemmer():
     from nltk.stem.porter import PorterStemmer
 
-    return PorterStemmer()
-
-
-def score(references: list[str], generated: list[str]) -> dict[str, float]:
-    """bleu_1 to bleu_4 and rouge_l."""
-    named = {f"bleu_{n}": value for n, value in enumerate(bleu(references, generated), 1)}
-    return {**named, "rouge_l": rouge_l(references, generated)}
+    stemmer = PorterStemmer()
+    stemmer.stem = lru_cache(maxsize=100_000)(stemmer.stem)  # reports use the same words over and over
+    return stemmer

@@ -1,10 +1,11 @@
-"""The floors: the best constant report, and another patient's images."""
+"""The floors: the best constant report, random and nearest training reports, and another patient's images."""
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from llamaxr.metrics.baselines import constant_report, derangement
+from llamaxr.metrics.baselines import constant_report, derangement, nearest_reports, random_reports
 from llamaxr.metrics.overlap import rouge_l
 
 
@@ -43,7 +44,16 @@ def test_with_every_training_report_a_candidate_none_scores_higher():
     train = [f"{a} {b} {c}" for a in "abcd" for b in "bcde" for c in "cdef"]
     references = ["a b c d", "b d e", "c e f a", "d c b"]
     scores = {text: rouge_l(references, [text] * len(references)) for text in train}
-    assert scores[constant_report(train, references, n_candidates=2 * len(train))] == max(scores.values())
+    best = constant_report(train, references, n_candidates=2 * len(train), n_changes=0)
+    assert scores[best] == max(scores.values())
+    changed = constant_report(train, references, n_candidates=2 * len(train))
+    assert rouge_l(references, [changed] * len(references)) >= max(scores.values())
+
+
+def test_sentences_of_several_reports_are_put_together_and_superfluous_ones_left_out():
+    train = ["Heart normal. Old fracture.", "Lungs clear. Spine bent.", "No effusion. Port seen."]
+    reference = "Heart normal. Lungs clear. No effusion."
+    assert constant_report(train, [reference] * 3) == reference
 
 
 def test_of_equal_candidates_the_more_frequent_is_taken():
@@ -51,11 +61,46 @@ def test_of_equal_candidates_the_more_frequent_is_taken():
 
 
 def test_the_constant_report_depends_on_its_seed_alone():
-    train = [f"word{i} seen" for i in range(1000)]
-    again, found = [[constant_report(train, train, 20, seed) for seed in range(3)] for _ in range(2)]
+    train = [f"word{i} seen" for i in range(100)]
+    again, found = [[constant_report(train, train, 20, seed, 300) for seed in range(3)] for _ in range(2)]
     assert again == found
 
 
 def test_there_is_no_constant_report_without_training_reports():
     with pytest.raises(AssertionError):
         constant_report([], ["a b"])
+
+
+def test_random_reports_are_drawn_from_training_by_their_seed():
+    train = [f"report {i}" for i in range(50)]
+    drawn = random_reports(train, 200, seed=1)
+    assert len(drawn) == 200 and set(drawn) <= set(train) and len(set(drawn)) > 40
+    assert drawn == random_reports(train, 200, seed=1) != random_reports(train, 200, seed=2)
+    assert random_reports(train, 0, seed=1) == []
+    with pytest.raises(AssertionError):
+        random_reports([], 1, seed=0)
+
+
+def test_the_nearest_report_is_that_of_the_image_with_the_largest_cosine():
+    rng = np.random.default_rng(0)
+    train, asked = rng.normal(size=(40, 8)), rng.normal(size=(13, 8))
+    cosine = [[a @ t / np.linalg.norm(a) / np.linalg.norm(t) for t in train] for a in asked]
+    reports = [str(i) for i in range(40)]
+    for batch in (1, 5, 100):
+        assert nearest_reports(train, reports, asked, batch) == [reports[np.argmax(row)] for row in cosine]
+    assert nearest_reports(train, reports, 3 * train) == reports  # length does not count
+
+
+def test_of_equally_near_images_the_first_wins():
+    image = np.random.default_rng(0).normal(size=(1, 1000))
+    train = np.concatenate([-image, image, 2 * image, 0.1 * image])
+    assert nearest_reports(train, list("abcd"), np.concatenate([image, 5 * image, 0 * image])) == [
+        "b",
+        "b",
+        "a",
+    ]
+
+
+def test_each_training_image_needs_its_report():
+    with pytest.raises(AssertionError):
+        nearest_reports(np.ones((2, 3)), ["a"], np.ones((1, 3)))

@@ -1,4 +1,4 @@
-"""BLEU and ROUGE-L on examples small enough to be counted by hand."""
+"""LLaMA-XR's text scores on examples small enough to be counted by hand."""
 
 import math
 import subprocess
@@ -6,9 +6,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from llamaxr.metrics.overlap import bleu, rouge_l, score, tokenize
+from llamaxr.metrics.overlap import lcs, places, rouge_l, score, scores, statistics, tokenize, variety
+
+
+def bleu(reference, report):
+    return [score([reference], [report])[f"bleu_{n}"] for n in range(1, 5)]
 
 
 def test_tokens_are_lower_case_runs_of_letters_and_digits():
@@ -16,31 +21,24 @@ def test_tokens_are_lower_case_runs_of_letters_and_digits():
 
 
 def test_bleu_is_the_geometric_mean_of_the_shared_n_grams():
-    got = bleu(["the heart is normal"], ["the heart is big"])
-    assert got == pytest.approx([3 / 4, math.sqrt(3 / 4 * 2 / 3), (3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3), 0.0])
+    got = bleu("the heart is normal", "the heart is big")
+    assert got[:3] == pytest.approx([3 / 4, math.sqrt(3 / 4 * 2 / 3), (3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3)])
 
 
-def test_bleu_is_exactly_zero_where_no_n_gram_is_shared():
-    assert bleu(["the heart is normal"], ["the heart is big"])[3] == 0.0
-    assert bleu(["heart"], ["heart"]) == [1.0, 0.0, 0.0, 0.0]
-    assert bleu(["a b c"], ["x y z"]) == [0.0] * 4
+def test_an_order_without_a_match_counts_a_tenth_of_one():
+    assert bleu("the heart is normal", "the heart is big")[3] == pytest.approx((1 / 4 * 0.1) ** (1 / 4))
 
 
 def test_bleu_counts_a_word_as_often_as_the_reference_has_it():
-    assert bleu(["the heart the"], ["the the the"])[0] == pytest.approx(2 / 3)
-
-
-def test_bleu_counts_an_empty_report_as_one_wrong_word():
-    # one of two words is right, and one word stands for the reference's five
-    assert bleu(["a b c d", "x"], ["", "x"])[0] == pytest.approx(1 / 2 * math.exp(1 - 5 / 1))
+    assert bleu("the heart the", "the the the")[0] == pytest.approx(2 / 3)
 
 
 def test_bleu_punishes_a_report_that_is_too_short():
-    assert bleu(["a b c d"], ["a b"])[0] == pytest.approx(math.exp(1 - 4 / 2))
+    assert bleu("a b c d", "a b")[0] == pytest.approx(math.exp(1 - 4 / 2))
 
 
-def test_bleu_counts_over_the_corpus_and_not_by_report():
-    assert bleu(["a b c", "d"], ["a b c", "x"])[0] == pytest.approx(3 / 4)
+def test_bleu_is_the_mean_over_reports_and_an_empty_report_scores_zero():
+    assert score(["a b c", "d e f"], ["a b c", ""])["bleu_1"] == pytest.approx(1 / 2)
 
 
 def test_rouge_l_is_the_longest_common_subsequence_as_an_f_measure():
@@ -54,6 +52,17 @@ def test_rouge_l_compares_stems():
 
 def test_rouge_l_is_the_mean_over_reports():
     assert rouge_l(["a b", "c"], ["a b", "x"]) == 0.5
+
+
+def test_the_longest_common_subsequence_is_the_tables():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        a, b = (rng.integers(0, 5, rng.integers(0, 90)).tolist() for _ in range(2))
+        table = np.zeros((len(a) + 1, len(b) + 1), int)
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+        assert lcs(places(a), len(a), b) == table[-1, -1]
 
 
 def test_identical_reports_score_one_and_silence_zero():
@@ -75,16 +84,36 @@ def test_nothing_to_compare_scores_zero_without_a_word(references, generated, ca
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("metric", [bleu, rouge_l, score])
+@pytest.mark.parametrize("metric", [statistics, rouge_l, score])
 def test_each_report_needs_its_reference(metric):
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ValueError)):
         metric(["a", "b"], ["a"])
 
 
+REFERENCES = ["the heart is normal", "no effusion is seen", "lungs are clear today"]
+GENERATED = ["the heart is big", "no effusion seen", "the lungs are clear"]
+
+
 def test_scores_do_not_depend_on_the_order_of_the_studies():
-    references = ["the heart is normal", "no effusion is seen", "lungs are clear today"]
-    generated = ["the heart is big", "no effusion seen", "the lungs are clear"]
-    assert score(references, generated) == pytest.approx(score(references[::-1], generated[::-1]))
+    assert score(REFERENCES, GENERATED) == pytest.approx(score(REFERENCES[::-1], GENERATED[::-1]))
+
+
+def test_sums_of_rows_score_as_the_studies_that_they_hold():
+    names, rows = statistics(REFERENCES, GENERATED)
+    drawn = [0, 2, 2, 1, 0]  # as a bootstrap draws
+    expected = score([REFERENCES[i] for i in drawn], [GENERATED[i] for i in drawn])
+    assert scores(rows[drawn].sum(0)) == pytest.approx([expected[name] for name in names])
+    assert scores(np.stack([rows.sum(0), rows[0]])).shape == (2, len(names))
+
+
+def test_without_wordnet_there_is_no_meteor_rather_than_a_zero():
+    assert "meteor" not in score(REFERENCES, GENERATED)
+
+
+def test_variety_counts_texts_whatever_their_white_space():
+    got = variety(["a b.", "a  b.", "c d e"], ["a b.\n", "x"])
+    assert got == {"distinct": 2, "distinct_share": 2 / 3, "mean_words": 7 / 3, "verbatim_in_train": 2 / 3}
+    assert set(variety([], ["a"]).values()) == {0}
 
 
 def test_importing_the_module_does_not_import_nltk():

@@ -1,0 +1,119 @@
+"""R2Gen's cleaning, and the COCO captions' scores on examples small enough to be counted by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from llamaxr.metrics.coco import CUT, NAMES, RARE, clean, score, scores, statistics, vocabulary
+
+
+@pytest.mark.parametrize(
+    "report, cleaned",
+    [
+        ("The heart is normal. Lungs clear.", "the heart is normal . lungs clear ."),
+        ("No full stop at the end", "no full stop at the end ."),
+        ("1. Heart normal. 2. Lungs clear. 3. XXXX.", "heart normal . lungs clear . xxxx ."),
+        ("Stable... No change..", "stable . no change ."),
+        ('T-spine; it\'s 1.2 cm (left/right), "ok"?', "t-spine its 12 cm leftright ok ."),
+        ("A: [b] {c} <d> e=f @g 50% h_i j*k a+b", "a b c d ef g 50 hi jk ab ."),
+        ("Größe é 肺 – x", "größe é 肺 – x ."),
+        ("a. . b", "a . . b ."),  # R2Gen leaves the empty sentence in
+        ("Nodule. Size 11. Stable", "nodule . size 1stable ."),  # and takes any "1. " for a list's
+        ("", ""),
+        (" .. ", ""),
+    ],
+)
+def test_reports_are_cleaned_as_r2gen_does(report, cleaned):
+    assert clean(report) == cleaned
+
+
+def test_cleaning_a_cleaned_report_changes_nothing_but_the_last_stop():
+    assert clean("the heart is normal . lungs clear") == "the heart is normal . lungs clear ."
+
+
+def test_the_cut_counts_stops_as_words():
+    assert clean("a b. c d.", cut=4) == "a b . c"
+    assert len(clean("word " * 100, cut=CUT).split()) == 59
+
+
+def test_words_rarer_than_the_threshold_are_replaced():
+    words = vocabulary(["Heart normal.", "Heart big.", "Heart, lungs normal.", "normal"])
+    assert words == {"heart", "normal", "."}
+    assert clean("Heart big.", vocabulary=words) == f"heart {RARE} ."
+
+
+def test_bleu_counts_over_the_corpus_and_not_by_report():
+    got = score(["a b c", "d"], ["a b c", "x"])  # with the full stops: 5 of 6 words, the reference's length
+    assert got["bleu_1"] == pytest.approx(5 / 6)
+
+
+def test_bleu_punishes_a_set_that_is_too_short():
+    _, rows = statistics(["a b c d", "e f"], ["a b", "e f"])
+    assert scores(rows.sum(0))[0] == pytest.approx(math.exp(1 - 6 / 4))
+
+
+def test_rouge_l_weighs_recall_over_precision():
+    precision, recall = 3 / 3, 3 / 4
+    expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    _, rows = statistics(["a b c d"], ["a b d"])
+    assert scores(rows.sum(0))[4] == pytest.approx(expected)
+
+
+def test_cider_of_the_reference_itself_is_ten_and_common_words_count_nothing():
+    references = ["the heart is large", "the lungs look clear", "the bones seem intact"]
+    _, rows = statistics(references, references)
+    assert rows[:, 12] == pytest.approx(10)
+    _, rows = statistics(references, ["the"] * 3)
+    assert rows[:, 12] == pytest.approx(0)
+
+
+def test_cider_punishes_another_length():
+    references = ["a b c d e f g h", "x y z"]
+    _, rows = statistics(references, ["a b c d e f", "x y z"])
+    _, same = statistics(references, ["a b c d e f p q", "x y z"])
+    assert rows[0, 12] / 10 < 1 and same[0, 12] > 0
+    cosine = rows[0, 12] / 10 / math.exp(-(2**2) / (2 * 36))
+    shared = [6 / 8, 5 / 7, 4 / 6, 3 / 5]  # of n-grams that weigh all the same
+    assert cosine == pytest.approx(np.mean(np.sqrt(shared)))
+
+
+@pytest.mark.parametrize(
+    "references, generated",
+    [([], []), ([""], [""]), (["a b"], [""]), ([""], ["a b"]), (["a", "b"], ["", ""]), (["..."], ["?!"])],
+)
+def test_nothing_to_compare_scores_next_to_nothing(references, generated):
+    with np.errstate(all="raise", under="ignore"):
+        got = score(references, generated)
+    assert list(got) == list(NAMES) and all(0 <= value < 1e-3 for value in got.values())
+
+
+def test_reports_of_one_word_and_of_any_script_are_scored():
+    got = score(["Cardiomegaly", "肺 clear", "🫀"], ["cardiomegaly.", "肺 clear", "🫀"])
+    assert got["rouge_l"] == pytest.approx(1) and got["bleu_1"] == pytest.approx(1)
+
+
+REFERENCES = ["the heart is normal .", "no effusion is seen .", "lungs are clear today ."]
+GENERATED = ["the heart is big .", "no effusion seen .", "the lungs are clear ."]
+
+
+def test_scores_do_not_depend_on_the_order_of_the_studies():
+    _, rows = statistics(REFERENCES, GENERATED)
+    _, turned = statistics(REFERENCES[::-1], GENERATED[::-1])
+    assert turned[::-1] == pytest.approx(rows)
+
+
+def test_a_resample_of_rows_is_the_corpus_of_those_studies():
+    """CIDEr apart: it keeps the n-gram weights of the full set, and so each study its own CIDEr."""
+    _, rows = statistics(REFERENCES, GENERATED)
+    drawn = [0, 2, 2, 1, 0]
+    _, again = statistics([REFERENCES[i] for i in drawn], [GENERATED[i] for i in drawn])
+    got, expected = scores(rows[drawn].sum(0)), scores(again.sum(0))
+    assert got[:5] == pytest.approx(expected[:5])
+    assert got[5] == pytest.approx(rows[drawn, 12].mean())
+    assert scores(np.stack([rows.sum(0), rows[0]])).shape == (2, 6)
+
+
+def test_each_report_needs_its_reference():
+    with pytest.raises(AssertionError):
+        statistics(["a", "b"], ["a"])
