@@ -1,17 +1,19 @@
-"""Evaluate a run: its reports against the true ones, beside the floors that make such numbers readable.
+"""Evaluate reports against the true ones, beside the floors that make such numbers readable.
 
-    python eval.py --run runs/NAME --split test
+    python eval.py --run runs/NAME --split test                a trained run on its data
+    python eval.py --score FILE.jsonl --train-reports FILE     any system's reports; no model is loaded
 
-Three writers stand in the table. `model` reads each study's own images. `images swapped` is the same model
-given another patient's: a model that keeps its scores does not look. `constant report` is the one report,
-chosen on the validation split, that scores best when written for everybody.
+FILE.jsonl holds an object a study: id, reference, generated. The training reports, a JSON string or an object
+with a `report` a line, are for the floors. Every score stands with its 95% interval over the studies, by two
+conventions that are never mixed, for the system and for what was written without looking (metrics/table.py).
 """
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,133 +22,195 @@ from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import study_features
-from llamaxr.metrics import agreement, baselines, overlap
-from llamaxr.metrics.findings import FINDINGS, locate
+from llamaxr.features import StudyFeatures, study_features
+from llamaxr.metrics import baselines, meteor15, table, wordnet
+from llamaxr.metrics.findings import FINDINGS
 from llamaxr.options import option, parse
 from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run
-
-COLUMNS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "micro_precision", "micro_recall", "micro_f1")
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     run: Path | None = option(None, "run folder; the newest under runs/, or the embedded demo, if not given")
     split: str = option("test", "which studies", choices=SPLITS)
+    score: Path | None = option(None, "score the reports of this JSONL file instead of a run's")
+    train_reports: Path | None = option(None, "with --score: training reports, for the floors")
+    r2gen_compat: bool = option(False, "COCO scores as R2Gen's: reports cut at 59 words, rare words replaced")
+    meteor15: bool = option(False, "METEOR 1.5 too (needs Java and pycocoevalcap; minutes)")
+    json: bool = option(False, "print results.json instead of the table")
     limit: int = option(0, "evaluate the first LIMIT studies only; 0 is all", at_least=0)
     batch: int = option(32, "studies written together", at_least=1)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
-    seed: int = option(0, "seed of the swap of images", at_least=0)
+    seed: int = option(0, "seed of the swaps and of drawn reports", at_least=0)
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
     root: Path | None = option(None, "folder of the data set, if it is no longer where the run had it")
-    out: Path | None = option(None, "folder for results; RUN/eval-SPLIT if not given")
+    out: Path | None = option(None, "folder for results; RUN/eval-SPLIT, or beside FILE, if not given")
 
 
 def main(argv: list[str] | None = None) -> None:
     options, _, _ = parse(EvalOptions, __doc__, argv)
+    java = meteor15.program() if options.meteor15 else None
+    if options.meteor15 and java is None:
+        raise UserError(meteor15.MISSING)
+    if options.score is not None:
+        ids, judged, written, settings, out = of_a_file(options)
+    else:
+        ids, judged, written, settings, out = of_a_run(options)
+    if options.r2gen_compat and not judged.train_reports:
+        raise UserError("--r2gen-compat takes its vocabulary from training reports; give --train-reports")
+    reader = wordnet.find(CACHE / "wordnet")
+    if reader is None:
+        tqdm.write(wordnet.MISSING)
+    scorer = table.Scorer(judged, reader, java, options.r2gen_compat)
+    results = {"settings": settings, "groups": table.judge(judged, written, scorer)}
+    results["constant_report"] = written.get(table.CONSTANT, [None])[0]
+    results["in_words"] = table.plain_words(results["groups"])
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)
+    lines = [
+        {"id": i, "reference": r, "generated": g}
+        for i, r, g in zip(ids, judged.references, judged.generated, strict=True)
+    ]
+    write_lines(out / "reports.jsonl", lines)
+    if options.json:
+        print(json.dumps(results))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in settings.items()))
+        print(table.as_text(results["groups"]))
+        print(f"written: {out / 'results.json'}, {out / 'reports.jsonl'}")
+
+
+def of_a_run(options: EvalOptions):
+    """Write the split's reports with the run's model; ids, what is judged, all writers, settings, folder."""
     run = options.run or newest_run() or DEMO
     trained, vision, model, step = open_run(run, options.device)
     if options.root is not None:
-        trained = type(trained)(**{**vars(trained), "root": options.root})
+        trained = replace(trained, root=options.root)
     studies = load_studies(trained)
     chosen = [s for s in studies if s.split == options.split][: options.limit or None]
+    train = [s for s in studies if s.split == "train"]
     if len(chosen) < 2:
         raise UserError(
             f"{len(chosen)} studies in the {options.split} split: swapping needs two; raise --limit"
         )
+    if not train:
+        raise UserError("the data set has no train split, from which the constant report is chosen; add it")
     out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
     device = model.projector.place.device
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = study_features(vision, chosen, device, trained.cache or CACHE, progress=bar.update)
-
-    swap = baselines.derangement(len(chosen), options.seed)
-    train_reports = [s.report for s in studies if s.split == "train"]
-    val_reports = [s.report for s in studies if s.split == "val"]
-    if not train_reports:
-        raise UserError("the data set has no train split, from which the constant report is chosen; add it")
-    constant = baselines.constant_report(train_reports, val_reports, seed=options.seed)
-    written = {
-        "model": write(model, seen, options, "model"),
-        "images swapped": write(model, [seen[i] for i in swap], options, "images swapped"),
-        "constant report": [constant] * len(chosen),
-    }
-    stated = [locate(s.report) for s in chosen]  # finding -> its sides
-    # what was drawn is known; its sides are those that the report gives
-    truth = [t if s.findings is None else {name: t.get(name, frozenset()) for name in s.findings}
-             for s, t in zip(chosen, stated, strict=True)]  # fmt: skip
-    names = DRAWN if trained.data == "sample" else FINDINGS
-    groups = {
-        "all": range(len(chosen)),
-        "normal": [i for i, t in enumerate(truth) if not t],
-        "abnormal": [i for i, t in enumerate(truth) if t],
-    }
-    table = {
-        group: {who: score(rows, chosen, truth, reports, names) for who, reports in written.items()}
-        for group, rows in groups.items()
-        if rows
-    }
-    distinct = {who: len(set(reports)) for who, reports in written.items()}
+        seen = study_features(vision, studies, device, trained.cache or CACHE, progress=bar.update)
+    by_id = {study.id: features for study, features in zip(studies, seen, strict=True)}
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
-                "seed": options.seed, "studies": len(chosen), "device": str(device)}  # fmt: skip
-    results = {
-        "settings": settings,
-        "constant_report": constant,
-        "distinct_reports": distinct,
-        "scores": table,
-    }
-    write_json(out / "results.json", results)
-    lines = out / "reports.jsonl"
-    with open(f"{lines}.tmp", "w", encoding="utf-8") as file:
-        for i, study in enumerate(chosen):
-            row = {"id": study.id, "reference": study.report, "generated": written["model"][i],
-                   "generated_swapped": written["images swapped"][i]}  # fmt: skip
-            file.write(json.dumps(row) + "\n")
-    os.replace(f"{lines}.tmp", lines)
-    show(settings, table, distinct)
-    print(f"written: {out / 'results.json'}, {lines}")
+                "seed": options.seed, "studies": len(chosen), "device": str(device),
+                "max_tokens": options.max_tokens}  # fmt: skip
+    reports = write(model, [(s.id, by_id[s.id]) for s in chosen], options, out / "generated.jsonl", settings)
+    judged = table.Judged(
+        [s.report for s in chosen],
+        reports,
+        [table.truth_of(s.report, s.findings) for s in chosen],
+        DRAWN if trained.data == "sample" else FINDINGS,
+        [s.report for s in train],
+    )
+    looks = [np.stack([summary(by_id[s.id]) for s in part]) for part in (train, chosen)]
+    nearest = baselines.nearest_reports(looks[0], judged.train_reports, looks[1])
+    val_reports = [s.report for s in studies if s.split == "val"]
+    written = table.writers(judged, val_reports, nearest, options.seed)
+    return [s.id for s in chosen], judged, written, settings, out
+
+
+def of_a_file(options: EvalOptions):
+    """The same from a file of someone's reports."""
+    rows = read_lines(options.score, ("id", "reference", "generated"))[: options.limit or None]
+    if len({row["id"] for row in rows}) < len(rows):
+        raise UserError(f"{options.score} names a study twice; mend the file")
+    train = []
+    if options.train_reports is not None:
+        train = [row["report"] for row in read_lines(options.train_reports, ("report",))]
+    references = [row["reference"] for row in rows]
+    judged = table.Judged(
+        references,
+        [row["generated"] for row in rows],
+        [table.truth_of(r) for r in references],
+        FINDINGS,
+        train,
+    )
+    if not train:
+        tqdm.write("no --train-reports: the constant and random reports are left out of the table")
+    settings = {"score": str(options.score), "seed": options.seed, "studies": len(rows)}
+    out = options.out or options.score.with_name(options.score.stem + "-scores")
+    return [row["id"] for row in rows], judged, table.writers(judged, [], None, options.seed), settings, out
 
 
 @torch.inference_mode()
-def write(model, seen: list, options: EvalOptions, name: str) -> list[str]:
-    """The greedy report of each study."""
-    reports = []
-    for at in tqdm(range(0, len(seen), options.batch), desc=name, unit="batch", leave=False):
-        batch = model.collate(seen[at : at + options.batch]).to(model.projector.place.device)
-        rows = generate(
-            model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens,
-            shared=batch.shared,
-        )  # fmt: skip
-        reports += [model.tokenizer.decode(row).strip() for row in rows]
-    return reports
+def write(model, seen: list[tuple[str, StudyFeatures]], options: EvalOptions, kept: Path, settings: dict):
+    """The greedy report of each study. Each batch goes to `kept` at once, and an evaluation that was broken
+    off goes on from there, if it is of the same settings."""
+    done, model_device = {}, model.projector.place.device
+    try:
+        first, *lines = kept.read_text(encoding="utf-8").splitlines()
+        for line in lines if json.loads(first) == settings else ():
+            row = json.loads(line)
+            done[row["id"]] = row["generated"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing kept, or broken off within a line: what cannot be read is written again
+    write_lines(kept, [settings, *({"id": i, "generated": text} for i, text in done.items())])
+    todo = sorted(
+        (s for s in seen if s[0] not in done), key=lambda s: len(s[1].views)
+    )  # equal prompts together
+    with kept.open("a", encoding="utf-8") as file:
+        for at in tqdm(range(0, len(todo), options.batch), desc="writing", unit="batch", leave=False):
+            part = todo[at : at + options.batch]
+            batch = model.collate([features for _, features in part]).to(model_device)
+            rows = generate(
+                model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens,
+                shared=batch.shared,
+            )  # fmt: skip
+            for (name, _), row in zip(part, rows, strict=True):
+                done[name] = model.tokenizer.decode(row).strip()
+                file.write(json.dumps({"id": name, "generated": done[name]}) + "\n")
+            file.flush()
+    return [done[name] for name, _ in seen]
 
 
-def score(rows, studies: list, truth: list[dict], reports: list[str], names: tuple[str, ...]) -> dict:
-    """All scores of some of the studies (rows: their indices)."""
-    references, generated = [studies[i].report for i in rows], [reports[i] for i in rows]
-    found = agreement.score([truth[i] for i in rows], [locate(report) for report in generated], names)
-    right, sided = agreement.right_sides(references, generated)
-    sides = {"sides_right": right, "sides_asserted": sided}
-    return {"studies": len(references), **overlap.score(references, generated), **found, **sides}
+def summary(features: StudyFeatures) -> np.ndarray:
+    """One vector of a study's images, (2 * channels,): each view's features averaged over places, 0 where the
+    study has no such view."""
+    means = features.grids.float().mean(dim=(2, 3))  # (n_views, channels)
+    both = torch.zeros(2, means.shape[1])
+    both[features.views] = means
+    return both.flatten().numpy()
 
 
-def show(settings: dict, table: dict, distinct: dict) -> None:
-    """The table, as text: one block a group of studies, one line a writer; then findings, a line a class."""
-    print(f"{settings['run']} {settings['checkpoint']}, {settings['data']} {settings['split']}, "
-          f"{settings['studies']} studies, findings by micro precision, recall, F1")  # fmt: skip
-    names = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "P", "R", "F1", "distinct")
-    print(f"{'':28s}" + "".join(f"{n:>9s}" for n in names))
-    for group, writers in table.items():
-        for who, scores in writers.items():
-            label = f"{group} ({scores['studies']}): {who}"
-            last = f"{distinct[who]:9d}" if group == "all" else ""
-            print(f"{label:28s}" + "".join(f"{scores[c]:9.3f}" for c in COLUMNS) + last)
-    for who, scores in table["all"].items():
-        if scores["sides_asserted"]:
-            print(f"sides, {who}: {scores['sides_right']} of {scores['sides_asserted']} right")
-    print(f"\n{'finding (model, all studies)':30s}{'right':>7s}{'missed':>8s}{'invented':>10s}{'F1':>7s}")
-    for name, c in table["all"]["model"]["per_class"].items():
-        print(f"{name:30s}{c['tp']:7d}{c['fn']:8d}{c['fp']:10d}{c['f1']:7.3f}")
+def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
+    """The objects of a JSONL file, each with these texts; a bare string stands for the first key's."""
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            row = {keys[0]: row} if isinstance(row, str) and len(keys) == 1 else row
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
+                raise UserError(
+                    f"{path}, line {number}: no object with the texts {', '.join(keys)}; mend the file"
+                )
+            rows.append(row)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read as JSONL ({error}); give a file with an object a line"
+        ) from None
+    if not rows:
+        raise UserError(f"{path} holds no line; give a file with an object a line")
+    return rows
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """A JSONL file, under a temporary name and renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,9 @@ def main() -> None:
             )
             print("    " + step.pop("out").strip().replace("\n", "\n    "))
             if name == "eval":
-                scores = json.loads(Path(run, "eval-test", "results.json").read_text())["scores"]["all"]
-                step["micro_f1"] = {who: round(s["micro_f1"], 4) for who, s in scores.items()}
+                groups = json.loads(Path(run, "eval-test", "results.json").read_text())["groups"]
+                writers = groups["all"]["writers"].items()
+                step["micro_f1"] = {who: s["findings"]["micro_f1"] for who, s in writers}
             results["steps"].append(step)
     target = HOME / "benchmarks" / "results" / "spine.json"
     target.write_text(json.dumps(results, indent=2) + "\n")

@@ -317,18 +317,73 @@ def test_a_run_without_a_checkpoint_is_refused_in_one_line(run, images, capsys, 
 # eval.py
 
 
+@pytest.fixture(scope="session")
+def evaluated(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("eval")
+    call(evaluate, "--run", run, "--out", out, "--max-tokens", 20, "--limit", 6)
+    return out
+
+
 def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
     capsys.readouterr()
     call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 20, "--limit", 6)
-    table = capsys.readouterr().out
+    said = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    for who in ("model", "images swapped", "constant report"):
-        assert f"all (6): {who}" in table
-        assert 0 <= results["scores"]["all"][who]["rouge_l"] <= 1
-    assert results["settings"]["studies"] == 6 and results["distinct_reports"]["constant report"] == 1
+    assert results["groups"]["all"]["studies"] == results["settings"]["studies"] == 6
+    for who in ("system", "swapped", "constant", "random", "nearest"):
+        assert f"\n{who} " in said
+        value, low, high = results["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"]
+        assert 0 <= low <= value <= high <= 1
+    assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1]
+    assert all(line in said for line in results["in_words"]) and len(results["in_words"]) == 3
     lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [str(i) for i in range(32, 38)]
-    assert lines[0].keys() == {"id", "reference", "generated", "generated_swapped"}
+    assert lines[0].keys() == {"id", "reference", "generated"}
+
+
+def test_a_broken_off_evaluation_goes_on_where_it_was(run, evaluated, tmp_path, monkeypatch):
+    whole = (evaluated / "generated.jsonl").read_text().splitlines()
+    (tmp_path / "generated.jsonl").write_text("\n".join([*whole[:4], whole[4][:20]]))
+    written = []
+    real = evaluate.generate
+    monkeypatch.setattr(evaluate, "generate", lambda *a, **k: written.append(len(a[1])) or real(*a, **k))
+    call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 20, "--limit", 6)
+    assert sum(written) == 3
+    assert (tmp_path / "reports.jsonl").read_text() == (evaluated / "reports.jsonl").read_text()
+
+
+def test_what_was_written_by_other_settings_is_written_again(run, evaluated, tmp_path):
+    shutil.copyfile(evaluated / "generated.jsonl", tmp_path / "generated.jsonl")
+    call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 5, "--limit", 6)
+    assert json.loads((tmp_path / "generated.jsonl").read_text().splitlines()[0])["max_tokens"] == 5
+
+
+def test_anyones_reports_stand_in_the_same_table(evaluated, capsys, tmp_path):
+    capsys.readouterr()
+    shutil.copyfile(evaluated / "reports.jsonl", tmp_path / "theirs.jsonl")
+    (tmp_path / "train.jsonl").write_text('"The heart is enlarged."\n{"report": "The lungs are clear."}\n')
+    call(
+        evaluate, "--score", tmp_path / "theirs.jsonl", "--train-reports", tmp_path / "train.jsonl", "--json"
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "theirs-scores" / "results.json").read_text())
+    ours = json.loads((evaluated / "results.json").read_text())["groups"]["all"]["writers"]["system"]
+    theirs = printed["groups"]["all"]["writers"]["system"]
+    assert theirs["llama_xr"] == ours["llama_xr"] and theirs["coco"] == ours["coco"]
+    assert "nearest" not in printed["groups"]["all"]["writers"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [('{"id": "a", "reference": "x"}', "line 1: no object with the texts id"), ("[1]", "line 1"),
+     ("{", "JSONL"), ("", "holds no line"),
+     ('{"id":"a","reference":"x","generated":"y"}\n' * 2, "names a study twice"),
+     ("[" * 100_000, "JSONL")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_scored_is_refused_in_one_line(capsys, tmp_path, lines, named):
+    (tmp_path / "r.jsonl").write_text(lines)
+    assert named in refusal(capsys, evaluate, "--score", tmp_path / "r.jsonl")
+    assert "cannot be read" in refusal(capsys, evaluate, "--score", tmp_path / "none.jsonl")
 
 
 def test_eval_refuses_in_one_line(run, capsys, tmp_path):

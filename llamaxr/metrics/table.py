@@ -1,0 +1,233 @@
+"""The table that makes scores readable: the reports beside what was written without looking, in groups.
+
+In: for each study its id, true report and findings; the generated reports; training reports for the floors.
+Out: for each group of studies and each writer, every score with its 95% interval, and a line of plain words.
+
+The writers: `system`, whose reports are judged; `swapped`, the same reports given to other studies;
+`constant`, the best single report; `random`, training reports drawn at random; `nearest`, the report of the
+training study whose image is most alike.
+
+Swapping the images is the same as swapping the reports: a system that reads nothing but the images writes for
+study i, given j's images, what it wrote for j. So the test costs no generation, and any system can be put to
+it. It is done in several seeded orders; shown are the mean over them, and their lowest and highest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import agreement, baselines, coco, meteor15, overlap
+from .bootstrap import bootstrap
+from .findings import FINDINGS, locate
+
+N_SWAPS = 5
+SYSTEM, SWAPPED, CONSTANT, RANDOM, NEAREST = "system", "swapped", "constant", "random", "nearest"
+BLOCKS = {
+    "llama_xr": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"),
+    "coco": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "meteor"),
+    "findings": ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "example_f1"),
+    "reports": ("distinct", "distinct_share", "mean_words", "verbatim_in_train"),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One split as a system wrote it, a study a place. findings: each study's true findings with their sides;
+    names: the classes that are scored. train_reports may be empty: then there are no floors."""
+
+    references: Sequence[str]
+    generated: Sequence[str]
+    findings: Sequence[Mapping[str, frozenset[str]]]
+    names: Sequence[str]
+    train_reports: Sequence[str]
+
+
+def writers(judged: Judged, val_reports: Sequence[str], nearest: Sequence[str] | None, seed: int) -> dict:
+    """Name -> reports of all studies, or, for `swapped`, a list of such. The constant report is chosen on
+    val_reports; where there are none, on 300 training reports drawn at random."""
+    n, rng = len(judged.references), np.random.default_rng(seed)
+    orders = [baselines.derangement(n, seed + i) for i in range(N_SWAPS)] if n > 1 else []
+    all_reports = {SYSTEM: judged.generated, SWAPPED: [[judged.generated[j] for j in o] for o in orders]}
+    if judged.train_reports:
+        train = judged.train_reports
+        chosen_on = val_reports or [train[i] for i in rng.choice(len(train), min(300, len(train)), False)]
+        all_reports[CONSTANT] = [baselines.constant_report(train, chosen_on, seed=seed)] * n
+        all_reports[RANDOM] = baselines.random_reports(train, n, seed)
+    if nearest is not None:
+        all_reports[NEAREST] = nearest
+    return {name: reports for name, reports in all_reports.items() if reports}
+
+
+def groups(judged: Judged) -> dict[str, list[int]]:
+    """The studies by group: all; those without and with findings; those whose text is not in train."""
+    known, places = set(judged.train_reports), range(len(judged.references))
+    parts = {
+        "all": list(places),
+        "normal": [i for i in places if not judged.findings[i]],
+        "abnormal": [i for i in places if judged.findings[i]],
+        "text not in train": [i for i in places if judged.references[i] not in known] if known else [],
+    }
+    return {name: rows for name, rows in parts.items() if rows}
+
+
+class Scorer:
+    """Scores reports against a split's references by all conventions. wordnet: a reader, or None; java:
+    METEOR 1.5's command, or None; compat: R2Gen's cut and vocabulary."""
+
+    def __init__(self, judged: Judged, wordnet=None, java: list[str] | None = None, compat: bool = False):
+        self.judged, self.wordnet, self.java = judged, wordnet, java
+        words = coco.vocabulary(judged.train_reports) if compat else None
+        self.clean = lambda text: coco.clean(text, coco.CUT if compat else None, words)
+        self.cleaned = [self.clean(text) for text in judged.references]
+
+    def measure(self, reports: Sequence[str]) -> dict:
+        """What each study contributes, so that groups need no second reading: the rows of each convention."""
+        names, rows = overlap.statistics(self.judged.references, reports, self.wordnet)
+        cleaned = [self.clean(text) for text in reports]
+        meteor = meteor15.statistics(self.java, self.cleaned, cleaned) if self.java else None
+        coco_names, coco_rows = coco.statistics(self.cleaned, cleaned, meteor)
+        said = [{f: sides for f, sides in locate(r).items() if f in self.judged.names} for r in reports]
+        return {"overlap": (names, rows), "coco": (coco_names, coco_rows), "said": said, "reports": reports}
+
+    def scores(self, measured: dict, rows: list[int]) -> dict:
+        """Block -> score -> [value, low, high] of some studies, and the findings class by class."""
+        blocks = {}
+        for block, key, function in (("llama_xr", "overlap", overlap), ("coco", "coco", coco)):
+            names, counts = measured[key]
+            values = bootstrap(counts[rows], function.scores).tolist()
+            blocks[block] = dict(zip(names, values, strict=True))
+        truth, said = [self.judged.findings[i] for i in rows], [measured["said"][i] for i in rows]
+        found = agreement.score(truth, said, self.judged.names)
+        blocks["findings"] = {name: [found[name], *found["intervals"][name]] for name in BLOCKS["findings"]}
+        reports = [measured["reports"][i] for i in rows]
+        variety = overlap.variety(reports, self.judged.train_reports)
+        if not self.judged.train_reports:
+            del variety["verbatim_in_train"]
+        blocks["reports"] = {name: [value] for name, value in variety.items()}
+        return {**blocks, "per_class": found["per_class"]}
+
+
+def spread(blocks: list[dict]) -> dict:
+    """Several seeded swaps -> the mean over them of each score, its lowest and its highest."""
+    result = {}
+    for block, names in BLOCKS.items():
+        values = {name: [b[block][name][0] for b in blocks] for name in names if name in blocks[0][block]}
+        result[block] = {name: [sum(v) / len(v), min(v), max(v)] for name, v in values.items()}
+    return result
+
+
+def judge(judged: Judged, written: dict, scorer: Scorer) -> dict:
+    """Group -> {"studies": n, "writers": writer -> block -> score -> [value, low, high]}."""
+    measured = {
+        name: [scorer.measure(reports) for reports in (several if name == SWAPPED else [several])]
+        for name, several in written.items()
+    }
+    table = {}
+    for group, rows in groups(judged).items():
+        scored = {name: [scorer.scores(m, rows) for m in several] for name, several in measured.items()}
+        table[group] = {
+            "studies": len(rows),
+            "writers": {n: spread(s) if n == SWAPPED else s[0] for n, s in scored.items()},
+        }
+    table["all"]["differences"] = {
+        name: {
+            "rouge_l": difference([m[0]["overlap"][1] for m in (measured[SYSTEM], measured[name])]),
+            "micro_f1": f1_difference(judged, measured[SYSTEM][0]["said"], measured[name][0]["said"]),
+        }
+        for name in written
+        if name != SYSTEM
+    }
+    return table
+
+
+def difference(pair: list[np.ndarray]) -> list[float]:
+    """Mean ROUGE-L of one writer less another's over the same studies: [value, low, high], in pairs."""
+    place = 1 + overlap.NAMES.index("rouge_l")
+    gap = (pair[0][:, place] - pair[1][:, place])[:, None]
+    return bootstrap(gap, lambda sums: sums / len(gap))[0].tolist()
+
+
+def f1_difference(judged: Judged, mine: list, theirs: list) -> list[float]:
+    """Micro-F1 of one writer less another's over the same studies: [value, low, high], in pairs."""
+    counts = np.zeros((len(mine), 2, 3))  # (study, writer, right / missed / invented)
+    for i, truth in enumerate(judged.findings):
+        for j, said in enumerate((mine[i], theirs[i])):
+            t, s = ({f for f in found if f in judged.names} for found in (truth, said))
+            counts[i, j] = len(t & s), len(t - s), len(s - t)
+
+    def gap(sums: np.ndarray) -> np.ndarray:
+        tp, fn, fp = np.moveaxis(sums.reshape(-1, 2, 3), 2, 0)
+        f1 = 2 * tp / np.maximum(2 * tp + fn + fp, 1)  # (r, writer)
+        return f1[:, :1] - f1[:, 1:]
+
+    return bootstrap(counts.reshape(len(mine), 6), gap)[0].tolist()
+
+
+def plain_words(table: dict) -> list[str]:
+    """What follows from the table, in sentences: what each floor leaves of the scores."""
+    lines, gaps = [], table["all"].get("differences", {})
+    for name, against in (
+        (CONSTANT, "one report written for everybody"),
+        (NEAREST, "the nearest image's report"),
+    ):
+        if name in gaps:
+            value, low, high = gaps[name]["rouge_l"]
+            verdict = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
+            lines.append(
+                f"By ROUGE-L the system {verdict} {against} ({value:+.3f} [{low:+.3f}, {high:+.3f}])."
+            )
+    if SWAPPED in gaps:
+        value, low, high = gaps[SWAPPED]["micro_f1"]
+        own = table["all"]["writers"][SYSTEM]["findings"]["micro_f1"][0]
+        if low <= 0:
+            lines.append(
+                f"Swapping the images costs nothing (findings F1 {own:.3f}): it does not look at them."
+            )
+        else:
+            lines.append(
+                f"Swapping the images costs {value:.3f} [{low:.3f}, {high:.3f}] of findings F1 {own:.3f}: "
+                f"that much comes from the image."
+            )
+    return lines
+
+
+def as_text(table: dict) -> str:
+    """The table for a terminal: a block a convention and group, a line a writer, scores with intervals."""
+    titles = {
+        "llama_xr": overlap.CONVENTION,
+        "coco": coco.CONVENTION,
+        "findings": "Findings that reports assert, against the true ones",
+        "reports": "The reports themselves",
+    }
+    lines = []
+    for group, part in table.items():
+        for block, names in BLOCKS.items():
+            shown = [n for n in names if n in part["writers"][SYSTEM][block]]
+            lines += [f"\n{group}, {part['studies']} studies. {titles[block]}"]
+            lines += [f"{'':10s}" + "".join(f"{n.replace('_', '-'):>20s}" for n in shown)]
+            for writer, blocks in part["writers"].items():
+                cells = [_cell(blocks[block][n]) for n in shown]
+                lines.append(f"{writer:10s}" + "".join(f"{cell:>20s}" for cell in cells))
+    head = f"{'':26s}{'right':>7s}{'wrong side':>12s}{'missed':>8s}{'invented':>10s}{'F1':>20s}"
+    lines += ["\nall, the system's findings", head]
+    for name, c in table["all"]["writers"][SYSTEM]["per_class"].items():
+        f1 = _cell([c["f1"], *c["intervals"]["f1"]])
+        right = c["tp"] - c["wrong_side"]
+        lines.append(f"{name:26s}{right:7d}{c['wrong_side']:12d}{c['fn']:8d}{c['fp']:10d}{f1:>20s}")
+    return "\n".join([*lines, "", *plain_words(table)])
+
+
+def _cell(value: list[float]) -> str:
+    if len(value) == 1:
+        return f"{value[0]:.3f}" if isinstance(value[0], float) else str(value[0])
+    return f"{value[0]:.3f} [{value[1]:.3f},{value[2]:.3f}]"
+
+
+def truth_of(reference: str, known: frozenset[str] | None = None) -> dict[str, frozenset[str]]:
+    """A study's true findings with their sides: those that its report asserts, or, where the findings are
+    known by themselves, those, with the sides that the report gives them."""
+    said = locate(reference)
+    if known is None:
+        return {name: sides for name, sides in said.items() if name in FINDINGS}
+    return {name: said.get(name, frozenset()) for name in known}

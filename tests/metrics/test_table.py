@@ -1,0 +1,108 @@
+"""The table: floors, groups, intervals, and what follows from them in words."""
+
+import numpy as np
+import pytest
+
+from llamaxr.metrics import coco, overlap, table
+from llamaxr.metrics.findings import FINDINGS
+
+TRUTHS = [
+    "The heart is enlarged. The lungs are clear.",
+    "There is a small right pleural effusion. The heart is normal in size.",
+    "The heart is normal in size. The lungs are clear.",
+    "There is a left pneumothorax. No pleural effusion.",
+    "Consolidation in the right lower lobe. The heart is normal in size.",
+    "The lungs are hyperinflated. No pneumothorax.",
+] * 10
+CONSTANT = "The heart is normal in size. The lungs are clear."
+
+
+def judged(generated, train=("The lungs are clear.", CONSTANT)):
+    findings = [table.truth_of(text) for text in TRUTHS]
+    return table.Judged(TRUTHS, generated, findings, FINDINGS, list(train))
+
+
+def scored(generated, **how):
+    split = judged(generated, **how)
+    written = table.writers(split, [], None, seed=0)
+    return table.judge(split, written, table.Scorer(split))
+
+
+@pytest.fixture(scope="module")
+def perfect():
+    return scored(TRUTHS)
+
+
+def test_a_perfect_system_scores_one_and_its_swap_does_not(perfect):
+    writers = perfect["all"]["writers"]
+    assert writers["system"]["findings"]["micro_f1"] == [1, 1, 1]
+    assert writers["system"]["llama_xr"]["rouge_l"] == [1, 1, 1]
+    assert writers["swapped"]["findings"]["micro_f1"][2] < 0.4
+    assert "much comes from the image" in " ".join(table.plain_words(perfect))
+    assert "beats one report written for everybody" in " ".join(table.plain_words(perfect))
+
+
+def test_a_system_that_writes_one_report_for_all_is_told_that_it_does_not_look():
+    constant = table.writers(judged(TRUTHS), [], None, seed=0)["constant"]
+    lines = " ".join(table.plain_words(scored(constant)))
+    assert "Swapping the images costs nothing" in lines and "cannot be told from one report" in lines
+
+
+def test_a_swap_moves_every_report_to_another_study():
+    texts = [f"report {i}" for i in range(len(TRUTHS))]
+    swaps = table.writers(judged(texts), [], None, seed=0)["swapped"]
+    assert len(swaps) == table.N_SWAPS and len({tuple(s) for s in swaps}) == table.N_SWAPS
+    assert all(sorted(s) == sorted(texts) and not any(map(str.__eq__, s, texts)) for s in swaps)
+
+
+def test_groups_part_the_studies_by_what_is_there_and_by_what_was_trained_on():
+    groups = table.groups(judged(TRUTHS))
+    assert len(groups["normal"]) == 10 and len(groups["abnormal"]) == 50
+    assert sorted(groups["normal"] + groups["abnormal"]) == groups["all"]
+    assert groups["text not in train"] == [i for i, text in enumerate(TRUTHS) if text != CONSTANT]
+
+
+def test_without_training_reports_there_are_no_floors_of_them(perfect):
+    bare = scored(TRUTHS, train=())
+    assert set(bare["all"]["writers"]) == {"system", "swapped"} and "text not in train" not in bare
+    assert "verbatim_in_train" not in bare["all"]["writers"]["system"]["reports"]
+    assert set(perfect["all"]["writers"]) == {"system", "swapped", "constant", "random"}
+    table.as_text(bare)
+
+
+def test_each_score_of_the_table_is_the_metrics_own():
+    generated = TRUTHS[1:] + TRUTHS[:1]
+    part = scored(generated)["all"]["writers"]["system"]
+    ours = overlap.score(TRUTHS, generated)
+    assert {name: part["llama_xr"][name][0] for name in ours} == pytest.approx(ours)
+    theirs = coco.score(TRUTHS, generated)
+    assert {name: part["coco"][name][0] for name in theirs} == pytest.approx(theirs)
+
+
+def test_the_difference_of_f1_is_the_difference_of_the_two_f1s():
+    part = scored(TRUTHS[:30] + [CONSTANT] * 30)["all"]
+    f1 = {name: w["findings"]["micro_f1"][0] for name, w in part["writers"].items()}
+    value, low, high = part["differences"]["constant"]["micro_f1"]
+    assert value == pytest.approx(f1["system"] - f1["constant"]) and low <= value <= high
+
+
+def test_findings_known_by_themselves_take_their_sides_from_the_report():
+    truth = table.truth_of("Left pleural effusion.", frozenset({"effusion", "nodule"}))
+    assert truth == {"effusion": frozenset({"left"}), "nodule": frozenset()}
+
+
+def test_a_spread_is_mean_lowest_and_highest():
+    blocks = [{b: {n: [v] for n in names} for b, names in table.BLOCKS.items()} for v in (0.1, 0.4, 0.1)]
+    assert np.allclose(table.spread(blocks)["coco"]["cider"], [0.2, 0.1, 0.4])
+
+
+def test_the_text_holds_every_block_group_and_writer(perfect):
+    text = table.as_text(perfect)
+    for words in (
+        overlap.CONVENTION,
+        coco.CONVENTION,
+        "normal, 10 studies",
+        "abnormal, 50 studies",
+        "wrong side",
+    ):
+        assert words in text
