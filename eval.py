@@ -9,6 +9,7 @@ chosen on the validation split, that scores best when written for everybody.
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,9 @@ from llamaxr.checkpoint import write_json
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import study_features
 from llamaxr.metrics import baselines, findings, overlap
 from llamaxr.options import option, parse
-from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run
+from llamaxr.run import DEMO, RUNS, load_studies, newest_run, open_run, see_studies
 
 COLUMNS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "micro_precision", "micro_recall", "micro_f1")
 
@@ -46,17 +46,18 @@ def main(argv: list[str] | None = None) -> None:
     trained, vision, model, step = open_run(run, options.device)
     if options.root is not None:
         trained = type(trained)(**{**vars(trained), "root": options.root})
-    studies = load_studies(trained)
+    studies = load_studies(trained, warn)
     chosen = [s for s in studies if s.split == options.split][: options.limit or None]
+    device = model.projector.place.device
+    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
+        pairs = see_studies(trained, vision, chosen, device, warn, bar.update)
+    seen, chosen = [f for f, _ in pairs], [s for _, s in pairs]
     if len(chosen) < 2:
         raise UserError(
             f"{len(chosen)} studies in the {options.split} split: swapping needs two; raise --limit"
         )
     out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
-    device = model.projector.place.device
-    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = study_features(vision, chosen, device, trained.cache or CACHE, progress=bar.update)
 
     swap = baselines.derangement(len(chosen), options.seed)
     train_reports = [s.report for s in studies if s.split == "train"]
@@ -99,6 +100,10 @@ def main(argv: list[str] | None = None) -> None:
     os.replace(f"{lines}.tmp", lines)
     show(settings, table, distinct)
     print(f"written: {out / 'results.json'}, {lines}")
+
+
+def warn(line: str) -> None:
+    tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 @torch.inference_mode()

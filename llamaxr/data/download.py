@@ -102,8 +102,8 @@ def _fetch_rest(url: str, part: Path, target: Path, progress: Progress | None, t
             have, total = 0, length
         if total is not None and total - have > shutil.disk_usage(part.parent).free:
             raise UserError(
-                f"{target} still needs {total - have >> 20} MiB, more than the disk has free; free some space, "
-                "then run the same command again: it goes on from here"
+                f"{target} still needs {total - have >> 20} MiB, more than the disk has free; free some "
+                "space, then run the same command again: it goes on from here"
             )
         with part.open("ab" if have else "wb") as file:
             while chunk := answer.read(CHUNK):

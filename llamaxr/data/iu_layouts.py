@@ -100,7 +100,7 @@ def read_kaggle(root: Path) -> list[Report]:
     for line, row in read_rows(path, ("uid", "MeSH", "findings", "impression")):
         if not row["uid"].isdigit():
             raise UserError(f"{path}, line {line}: uid is {row['uid'][:40]!r}, no number; fetch it again")
-        terms = tuple(term.strip() for term in row["MeSH"].split(";") if term.strip())
+        terms = tuple(fold(term) for term in row["MeSH"].split(";") if fold(term))
         text = {name: fold(row[name]) for name in ("findings", "impression")}
         reports.append(Report(f"CXR{row['uid']}", text, terms, **views.get(row["uid"], {})))
     return reports

@@ -2,9 +2,9 @@
 
 In: a folder in R2Gen's, Open-i's or Kaggle's form, recognised by itself (iu_layouts.py), or none, and
 Open-i's archives are downloaded (`fetch`). Out: studies. Whatever the form, the split is R2Gen's (Chen et al.
-2020): 2069 / 296 / 590 studies whose report is Open-i's FINDINGS section, which are exactly those with findings
-and two images or more. Its ids and splits, facts without any text, lie in r2gen_split.json; a folder in
-R2Gen's form brings its own list.
+2020): 2069 / 296 / 590 studies whose report is Open-i's FINDINGS section, which are exactly those with
+findings and two images or more. Its ids and splits, facts without any text, lie in r2gen_split.json; a folder
+in R2Gen's form brings its own list.
 
 Views: R2Gen's order, Kaggle's projection column, or for Open-i's form what views.py finds. Only Open-i's own
 reports (beside R2Gen's form, if they lie there) and Kaggle's table know impressions and indexed terms.
