@@ -224,10 +224,8 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     new = ["--out", tmp_path / "new"]
     assert "--lr is 0.0" in refusal(capsys, train, *options, *new, "--lr", 0)
     assert "invalid choice: 'mimic'" in refusal(capsys, train, "--data", "mimic", *new)
-    assert "needs --root" in refusal(capsys, train, "--data", "iu_xray", *new)
-    assert "annotation.json is missing" in refusal(
-        capsys, train, "--data", "iu_xray", "--root", tmp_path, *new
-    )
+    assert "needs --root" in refusal(capsys, train, "--data", "csv", *new)
+    assert "holds no IU X-ray" in refusal(capsys, train, "--data", "iu_xray", "--root", tmp_path, *new)
     assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
     assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")

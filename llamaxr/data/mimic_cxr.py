@@ -83,9 +83,9 @@ def read_sections(report: str) -> dict[str, str]:
     """A report's findings and impression, each up to the next header; of several the last, as the official
     parser has it. A header of both ("FINDINGS AND IMPRESSION") counts as findings."""
     headers = list(_HEADER.finditer(report))
-    ends = [h.start() for h in headers[1:]] + [len(report)]
+    ends = [h.start() for h in headers] + [len(report)]
     sections = {}
-    for header, end in zip(headers, ends, strict=True):
+    for header, end in zip(headers, ends[1:], strict=True):
         for word, name in _NAMES:
             if header[1].strip().startswith(word):
                 sections[name] = fold(report[header.end() : end])

@@ -6,6 +6,7 @@ is counted and told, and either refused or left out, as the user chose.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def whole(
     on_missing: "refuse" raises UserError with every kind of fault, its count and its first; "skip" tells
     `warn` the same and goes on. A study that lacks one of two images goes on with the other.
     """
-    missing = [path for study in studies for _, path in study.views if not path.is_file()]
+    missing = [path for study in studies for _, path in study.views if not os.path.isfile(path)]
     gone, met, kept = set(missing), set(), []
     twice, mute, blind = [], [], []
     for study in studies:
