@@ -63,7 +63,8 @@ def test_a_changed_image_is_noticed(vision, studies, tmp_path):
     before = study_features(vision, studies, CPU, tmp_path / "cache")
     Image.fromarray(phantom(7, 7)[1][0]).save(studies[1].frontal)
     after = study_features(vision, studies, CPU, tmp_path / "cache")
-    assert same(after, study_features(vision, studies, CPU))
+    for a, b in zip(after, study_features(vision, studies, CPU), strict=True):
+        torch.testing.assert_close(a.grids, b.grids, rtol=2e-3, atol=1e-3)  # looked at alone, not in a batch
     assert same(after[:1], before[:1]) and not same(after[1:2], before[1:2])
 
 

@@ -330,5 +330,5 @@ def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
 
 def test_eval_refuses_in_one_line(run, capsys, tmp_path):
     assert "swapping needs two" in refusal(capsys, evaluate, "--run", run, "--limit", 1)
-    assert "annotation.json is missing" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
+    assert "holds no IU X-ray" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
     assert "invalid choice" in refusal(capsys, evaluate, "--run", run, "--split", "all")
