@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import UserError
 
 CHUNK = 2**18  # bytes read at once
+MAX_DOWNLOAD = 2**36  # bytes; the largest file we ask for has a few GiB
 MAX_FILES, MAX_FILE, MAX_TOTAL = 50_000, 2**28, 2**35  # of an archive: a count, bytes, bytes
 
 Progress = Callable[[str, int, int | None], None]
@@ -58,7 +59,7 @@ def download(
         try:
             if _fetch_rest(url, part, target, progress, timeout):
                 break
-            why = "the connection ended early"
+            why = "the connection ended early, or brought more than it stated"
         except urllib.error.HTTPError as error:
             if 400 <= error.code < 500 and error.code not in (408, 416, 429):
                 raise _by_hand(url, target, f"the server answers {error.code} {error.reason}") from None
@@ -100,6 +101,10 @@ def _fetch_rest(url: str, part: Path, target: Path, progress: Progress | None, t
             total = int(stated[2]) if stated[2] != "*" else length and have + length
         else:  # the whole file: the server knows no Range, or nothing was kept
             have, total = 0, length
+        if total is not None and total > MAX_DOWNLOAD:
+            raise _by_hand(
+                url, target, f"the server states {total >> 20} MiB, which is no size of such a file"
+            )
         if total is not None and total - have > shutil.disk_usage(part.parent).free:
             raise UserError(
                 f"{target} still needs {total - have >> 20} MiB, more than the disk has free; free some "
@@ -107,8 +112,11 @@ def _fetch_rest(url: str, part: Path, target: Path, progress: Progress | None, t
             )
         with part.open("ab" if have else "wb") as file:
             while chunk := answer.read(CHUNK):
-                file.write(chunk)
                 have += len(chunk)
+                if have > (MAX_DOWNLOAD if total is None else total):  # or a liar could fill the disk
+                    part.unlink()
+                    return False
+                file.write(chunk)
                 if progress:
                     progress(target.name, have, total)
     return have == total if total is not None else have > 0

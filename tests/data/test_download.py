@@ -129,6 +129,25 @@ def test_a_server_that_promises_more_than_it_has_is_given_up_with_the_way_by_han
     assert not (tmp_path / "f").exists() and len(server.asked) <= 6
 
 
+def test_a_server_that_never_ends_fills_no_disk(server, tmp_path, monkeypatch):
+    def flood(handler, start):
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{start + 9}/{start + 10}")
+        handler.end_headers()
+        handler.wfile.write(BODY)
+
+    monkeypatch.setattr(module, "MAX_DOWNLOAD", 10_000)
+    (tmp_path / "f.part").write_bytes(b"x")
+    server.behave = flood
+    with pytest.raises(UserError, match="more than it stated"):
+        download(server.url, tmp_path / "f", tries=3, **FAST)
+    assert len(server.asked) == 3 and not list(tmp_path.iterdir())
+    server.behave = lambda handler, start: serve(handler, start, length=10**15)
+    with pytest.raises(UserError, match="no size of such a file"):
+        download(server.url, tmp_path / "f", tries=3, **FAST)
+
+
 def test_a_404_is_told_at_once_and_a_500_after_some_tries(server, tmp_path):
     server.behave = lambda handler, start: handler.send_error(404)
     with pytest.raises(UserError, match="404.*by hand"):
