@@ -102,9 +102,7 @@ def _fetch_rest(url: str, part: Path, target: Path, progress: Progress | None, t
         else:  # the whole file: the server knows no Range, or nothing was kept
             have, total = 0, length
         if total is not None and total > MAX_DOWNLOAD:
-            raise _by_hand(
-                url, target, f"the server states {total >> 20} MiB, which is no size of such a file"
-            )
+            raise _by_hand(url, target, f"the server states {total >> 20} MiB, no size of such a file")
         if total is not None and total - have > shutil.disk_usage(part.parent).free:
             raise UserError(
                 f"{target} still needs {total - have >> 20} MiB, more than the disk has free; free some "

@@ -107,14 +107,15 @@ def test_a_part_longer_than_the_file_is_dropped(server, tmp_path):
     assert server.asked == [len(BODY) + 4, 0]
 
 
-def test_an_answer_from_another_place_is_not_glued_on(server, tmp_path):
+@pytest.mark.parametrize("place", [7, 2000])
+def test_an_answer_from_another_place_is_not_glued_on(server, tmp_path, place):
     def elsewhere(handler, start):
-        if not start:
+        if len(server.asked) > 1:
             return serve(handler, start)
         handler.send_response(206)
-        handler.send_header("Content-Range", f"bytes 7-{len(BODY) - 1}/{len(BODY)}")
+        handler.send_header("Content-Range", f"bytes {place}-{len(BODY) - 1}/{len(BODY)}")
         handler.end_headers()
-        handler.wfile.write(BODY[7:])
+        handler.wfile.write(BODY[place:])
 
     (tmp_path / "f.part").write_bytes(BODY[:1000])
     server.behave = elsewhere
