@@ -10,6 +10,7 @@ conventions that are never mixed, for the system and for what was written withou
 
 import json
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import StudyFeatures, study_features
+from llamaxr.features import StudyFeatures
 from llamaxr.metrics import baselines, meteor15, table, wordnet
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.options import option, parse
-from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run
+from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run, see_studies
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--r2gen-compat takes its vocabulary from training reports; give --train-reports")
     reader = wordnet.find(CACHE / "wordnet")
     if reader is None:
-        tqdm.write(wordnet.MISSING)
+        warn(wordnet.MISSING)
     scorer = table.Scorer(judged, reader, java, options.r2gen_compat)
     results = {"settings": settings, "groups": table.judge(judged, written, scorer)}
     results["constant_report"] = written.get(table.CONSTANT, [None])[0]
@@ -86,7 +87,11 @@ def of_a_run(options: EvalOptions):
     trained, vision, model, step = open_run(run, options.device)
     if options.root is not None:
         trained = replace(trained, root=options.root)
-    studies = load_studies(trained)
+    device = model.projector.place.device
+    studies = load_studies(trained, warn)
+    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
+        pairs = see_studies(trained, vision, studies, device, warn, bar.update)
+    studies, by_id = [s for _, s in pairs], {s.id: features for features, s in pairs}
     chosen = [s for s in studies if s.split == options.split][: options.limit or None]
     train = [s for s in studies if s.split == "train"]
     if len(chosen) < 2:
@@ -97,10 +102,6 @@ def of_a_run(options: EvalOptions):
         raise UserError("the data set has no train split, from which the constant report is chosen; add it")
     out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
-    device = model.projector.place.device
-    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = study_features(vision, studies, device, trained.cache or CACHE, progress=bar.update)
-    by_id = {study.id: features for study, features in zip(studies, seen, strict=True)}
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": str(device),
                 "max_tokens": options.max_tokens}  # fmt: skip
@@ -136,10 +137,14 @@ def of_a_file(options: EvalOptions):
         train,
     )
     if not train:
-        tqdm.write("no --train-reports: the constant and random reports are left out of the table")
+        warn("no --train-reports: the constant and random reports are left out of the table")
     settings = {"score": str(options.score), "seed": options.seed, "studies": len(rows)}
     out = options.out or options.score.with_name(options.score.stem + "-scores")
     return [row["id"] for row in rows], judged, table.writers(judged, [], None, options.seed), settings, out
+
+
+def warn(line: str) -> None:
+    tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 @torch.inference_mode()

@@ -1,13 +1,15 @@
 """Train LLaMA-XR: projector and LoRA learn to write reports; DenseNet and the base stay frozen.
 
 python train.py                                                  the embedded sample, minutes on two cores
-python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray in R2Gen's layout
+python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray: R2Gen's, Open-i's, Kaggle's
 python train.py --data iu_xray --root DIR --recipe paper         LLaMA-XR as published
+python train.py --data iu_xray --root DIR --describe [--json]    what is in a data set, and no training
 python train.py --resume [runs/NAME]                             go on where a run was stopped
 """
 
 import json
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +20,14 @@ from bitsandbytes.optim import AdamW8bit
 from tqdm import tqdm
 
 from llamaxr import checkpoint
+from llamaxr.data.describe import as_text, describe
+from llamaxr.data.study import Study
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import study_features
 from llamaxr.model import Batch, LlamaXR
 from llamaxr.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
 from llamaxr.run import (
-    CACHE,
     RUNS,
     TrainOptions,
     build,
@@ -34,6 +36,7 @@ from llamaxr.run import (
     n_steps,
     newest_run,
     pick_device,
+    see_studies,
     settle,
 )
 
@@ -42,22 +45,29 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw8bit": AdamW8bit}
 
 def main(argv: list[str] | None = None) -> None:
     resume_help = "continue this run (the newest if none is named); no other option is needed"
-    options, extra, given = parse(TrainOptions, __doc__, argv, {"--resume": {
-        "nargs": "?", "const": "", "metavar": "RUN", "help": resume_help}})  # fmt: skip
+    options, extra, given = parse(TrainOptions, __doc__, argv, {
+        "--resume": {"nargs": "?", "const": "", "metavar": "RUN", "help": resume_help},
+        "--describe": {"action": "store_true", "help": "print what is in the data set, and exit"},
+        "--json": {"action": "store_true", "help": "with --describe: as JSON"},
+    })  # fmt: skip
+    if extra.json and not extra.describe:
+        raise UserError("--json goes with --describe")
+    if extra.describe:
+        description = describe(read_studies(options))
+        print(json.dumps(description, indent=2) if extra.json else as_text(description))
+        return
     resumed = extra.resume is not None
     run, options = find_run(options, extra.resume, given)
     device = pick_device(options.device)
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # Adam's smallest moments would else slow a CPU down
 
-    with tqdm(desc="studies", unit=" drawn", leave=False) as bar:
-        studies = load_studies(options, progress=lambda done: bar.update(done - bar.n))
+    studies = read_studies(options)
     tqdm.write(check_memory(options, studies, device))
     vision, model = build(options, device)
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = study_features(vision, studies, device, options.cache or CACHE, progress=bar.update)
-    pairs = {split: [(f, s) for f, s in zip(seen, studies, strict=True) if s.split == split]
-             for split in ("train", "val")}  # fmt: skip
+        seen = see_studies(options, vision, studies, device, warn, bar.update)
+    pairs = {split: [(f, s) for f, s in seen if s.split == split] for split in ("train", "val")}
     train, val = pairs["train"][: options.limit or None], pairs["val"][: options.val_studies or None]
     if len(train) < options.batch or not val:
         raise UserError(
@@ -142,6 +152,23 @@ def main(argv: list[str] | None = None) -> None:
     tqdm.write(
         f"saved in {run}; next: python generate.py IMAGE --run {run}   or   python eval.py --run {run}"
     )
+
+
+def read_studies(options: TrainOptions) -> list[Study]:
+    """The data set, with a bar for what is drawn or downloaded, and a line on stderr for what is left out."""
+    with tqdm(leave=False, delay=0.5, unit="", unit_scale=True) as bar:
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what != bar.desc:
+                bar.reset(total)
+                bar.set_description_str(what)
+            bar.update(done - bar.n)
+
+        return load_studies(options, warn, show)
+
+
+def warn(line: str) -> None:
+    tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:

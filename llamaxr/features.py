@@ -1,12 +1,17 @@
 """Vision is frozen, so each image is looked at once: features of a data set, computed, kept, found again.
 
-A set's features are one safetensors file, named by the weights of the vision network and by the content of
-all images in it: another image or another weight gives another name, so nothing stale is ever read.
+Kept features lie in a folder named by the weights of the vision network and by the code that prepares an
+image for it, in files of one batch each, where a row is named by the content of its image. So another weight,
+crop or image is another name and nothing stale is ever read; an interrupted run goes on after its last batch;
+and an image that two data sets or splits share is looked at once. Decoding runs in threads, a batch ahead.
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from . import radiograph, vision
 from .data.study import Study
 from .errors import UserError
 from .radiograph import content_hash, load_radiograph
@@ -29,69 +35,146 @@ class StudyFeatures:
     scores: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Where an image's features are: row `at` of a batch, grids (n, channels, 7, 7) and scores (n, 18)."""
+
+    grids: torch.Tensor
+    scores: torch.Tensor
+    at: int
+
+
 @torch.inference_mode()
-def look(vision: Vision, images: list[Path], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image files -> grids (n, channels, 7, 7) in fp16, the precision in which they are kept, and scores
-    (n, 18) in fp32, both on the CPU. UserError for an image that cannot be read."""
-    radiographs = torch.stack([load_radiograph(path) for path in images])  # (n, 1, 224, 224)
-    grids = vision.features(radiographs.to(device, memory_format=torch.channels_last))
-    return grids.half().contiguous().cpu(), vision.scores(grids).cpu()
+def look(
+    net: Vision, radiographs: list[torch.Tensor], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Radiographs (1, 224, 224) -> grids (n, channels, 7, 7) in fp16, the precision in which they are kept,
+    and scores (n, 18) in fp32, both on the CPU."""
+    grids = net.features(torch.stack(radiographs).to(device, memory_format=torch.channels_last))
+    return grids.half().contiguous().cpu(), net.scores(grids).cpu()
 
 
 def study_features(
-    vision: Vision,
+    net: Vision,
     studies: list[Study],
     device: torch.device,
     cache: Path | None = None,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
+    unreadable: list[str] | None = None,
 ) -> list[StudyFeatures]:
     """What vision sees of each study, in order. cache: folder to keep and find it in; None looks anew.
 
-    progress, if given, is called with the number of images of each batch looked at.
+    progress, if given, is called with the number of images of each batch looked at. An image that cannot be
+    read is a UserError, which counts them when all others are looked at; or else, if a list `unreadable` is
+    given, goes there in words, and its study comes back with one view less, at worst with none.
     """
     images = [path for study in studies for _, path in study.views]
-    file = None
-    if cache is not None:
-        key = hashlib.sha256(vision.hash.encode())
-        for path in images:
-            key.update(content_hash(path).encode())
-        file = cache / f"features-{key.hexdigest()[:32]}.safetensors"
-    kept = _read(file, len(images)) if file else None
-    if kept is None:
-        grids, scores = [], []
-        for start in range(0, len(images), batch):
-            g, s = look(vision, images[start : start + batch], device)
-            grids.append(g)
-            scores.append(s)
+    # load_radiograph silences its decoders' warnings; threads may undo that in a wrong order, so: all at once
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        names = list(pool.map(_or_error(content_hash), images))
+        folder = cache / f"features-{_key(net)}" if cache else None
+        rows = _read(folder) if folder else {}
+        faults = {str(path): n for path, n in zip(images, names, strict=True) if isinstance(n, UserError)}
+        todo = {
+            n: path for path, n in zip(images, names, strict=True) if n not in rows and isinstance(n, str)
+        }
+        for part, radiographs in _decoded(pool, list(todo.items()), batch):
+            whole = [
+                (n, r) for (n, _), r in zip(part, radiographs, strict=True) if not isinstance(r, UserError)
+            ]
+            faults |= {
+                str(p): r for (_, p), r in zip(part, radiographs, strict=True) if isinstance(r, UserError)
+            }
+            if whole:
+                grids, scores = look(net, [r for _, r in whole], device)
+                rows |= {name: _Row(grids, scores, at) for at, (name, _) in enumerate(whole)}
+                if folder:
+                    _keep(folder, [name for name, _ in whole], grids, scores)
             if progress:
-                progress(len(g))
-        kept = torch.cat(grids), torch.cat(scores)
-        if file:
-            cache.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-            try:
-                save_file({"grids": kept[0], "scores": kept[1]}, temporary)
-                os.replace(temporary, file)
-            except SafetensorError as error:  # its own words for a full disk
-                raise UserError(f"{file} could not be written ({error}); free some space") from None
-            finally:
-                temporary.unlink(missing_ok=True)
-    grids, scores = kept
-    features, at = [], 0
-    for study in studies:
-        views = [view for view, _ in study.views]
-        end = at + len(views)
-        features.append(StudyFeatures(views, grids[at:end], scores[at:end]))
-        at = end
-    return features
+                progress(len(part))
+    if faults and unreadable is None:
+        first = next(iter(faults.values()))
+        raise (
+            first
+            if len(faults) == 1
+            else UserError(f"{len(faults)} images cannot be read; the first: {first}")
+        )
+    if faults:
+        unreadable += [str(error) for error in faults.values()]
+    of = dict(zip(images, names, strict=True))
+    return [_of_study([(view, rows.get(of[path])) for view, path in study.views]) for study in studies]
 
 
-def _read(file: Path, n_images: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Kept features, memory-mapped; None where there are none or the file is damaged."""
+def _of_study(seen: list[tuple[int, _Row | None]]) -> StudyFeatures:
+    """One study's rows together: a view into the batch's memory where they are neighbours, else a copy."""
+    views, rows = [view for view, row in seen if row], [row for _, row in seen if row]
+    if not rows:
+        return StudyFeatures([], torch.empty(0), torch.empty(0))
+    first, at = rows[0], rows[0].at
+    if all(row.grids is first.grids and row.at == at + i for i, row in enumerate(rows)):
+        return StudyFeatures(views, first.grids[at : at + len(rows)], first.scores[at : at + len(rows)])
+    grids = torch.stack([row.grids[row.at] for row in rows])
+    return StudyFeatures(views, grids, torch.stack([row.scores[row.at] for row in rows]))
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, images: list[tuple[str, Path]], batch: int
+) -> Iterator[tuple[list[tuple[str, Path]], list[torch.Tensor | UserError]]]:
+    """Batches of (name, path) with their radiographs, the next batch being decoded while one is looked at."""
+    parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+    ahead = []
+    for part in [*parts, []]:
+        ahead.append((part, [pool.submit(_or_error(load_radiograph), path) for _, path in part]))
+        if len(ahead) == 2:
+            part, futures = ahead.pop(0)
+            yield part, [future.result() for future in futures]
+
+
+def _or_error(read: Callable) -> Callable:
+    """`read`, but a UserError is what it gives and not raised."""
+
+    def safely(path: Path):
+        try:
+            return read(path)
+        except UserError as error:
+            return error
+
+    return safely
+
+
+def _key(net: Vision) -> str:
+    """Names the weights and the code between file and features: a changed crop or scale is another key."""
+    key = hashlib.sha256(net.hash.encode())
+    for module in (radiograph, vision):
+        key.update(Path(module.__file__).read_bytes())
+    return key.hexdigest()[:32]
+
+
+def _keep(folder: Path, names: list[str], grids: torch.Tensor, scores: torch.Tensor) -> None:
+    """Write one batch, its file named by its images. UserError where there is no room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{hashlib.sha256(''.join(names).encode()).hexdigest()[:32]}.safetensors"
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        with safe_open(file, framework="pt") as tensors:
-            grids, scores = tensors.get_tensor("grids"), tensors.get_tensor("scores")
-    except (SafetensorError, OSError):
-        return None
-    return (grids, scores) if len(grids) == len(scores) == n_images else None
+        save_file({"grids": grids, "scores": scores}, temporary, metadata={"images": json.dumps(names)})
+        os.replace(temporary, file)
+    except SafetensorError as error:  # its own words for a full disk
+        raise UserError(f"{file} could not be written ({error}); free some space") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> dict[str, _Row]:
+    """All kept features by the name of their image, memory-mapped; a damaged file is as if not there."""
+    rows = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = json.loads(tensors.metadata()["images"])
+                grids, scores = tensors.get_tensor("grids"), tensors.get_tensor("scores")
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            continue
+        if len(names) == len(grids) == len(scores):
+            rows |= {name: _Row(grids, scores, at) for at, name in enumerate(names)}
+    return rows

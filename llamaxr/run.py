@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, memory
-from .data import iu_xray, phantom
-from .data.study import Study
+from .data import iu_xray, mimic_cxr, phantom, table
+from .data.report import SECTIONS
+from .data.study import ON_MISSING, Study
 from .errors import UserError
+from .features import StudyFeatures, study_features
 from .lora import add_lora
 from .model import LlamaXR
 from .options import from_json, option
@@ -22,7 +24,7 @@ from .weights import find_base, load_llama, read_config
 HOME = Path(__file__).resolve().parent.parent
 RUNS, CACHE = HOME / "runs", HOME / "cache"
 TINY_BASE, DEMO = Path(__file__).parent / "assets" / "tiny-llama", Path(__file__).parent / "assets" / "demo"
-DATA = ("sample", "iu_xray")
+DATA = ("sample", "iu_xray", "mimic_cxr", "csv")
 LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already: 5.7 GB instead of 16
 
 
@@ -47,7 +49,24 @@ class TrainOptions:
         "ours", "sets all that is not given: ours, or paper, LLaMA-XR's", choices=tuple(RECIPES)
     )
     data: str = option("sample", "data set; sample is drawn by the project itself", choices=DATA)
-    root: Path | None = option(None, "folder of the data set (iu_xray: R2Gen's layout)")
+    root: Path | None = option(
+        None,
+        "where the data set lies: a folder (iu_xray: R2Gen's, Open-i's or Kaggle's form, and without --root "
+        "Open-i's is downloaded; mimic_cxr: MIMIC-CXR-JPG's), or for csv the .csv file",
+    )
+    split_by: str = option(
+        "r2gen",
+        "iu_xray: R2Gen's split of its 2955 studies, or all studies with findings dealt out by patient",
+        choices=iu_xray.SPLIT_BY,
+    )
+    split_seed: int = option(0, "seed of --split-by patient", at_least=0)
+    sections: str = option("findings", "what a report is (iu_xray, mimic_cxr)", choices=SECTIONS)
+    drop_redacted: bool = option(False, "take the placeholders of redacted words (XXXX, ___) out of reports")
+    on_missing: str = option(
+        "refuse",
+        "missing or unreadable images and reports: refuse, or count them, tell and skip them",
+        choices=ON_MISSING,
+    )
     base: str | None = option(
         None,
         "language model: tiny (embedded), a Hugging Face Llama folder, or a hub id; if not given, tiny for "
@@ -121,13 +140,52 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_studies(options: TrainOptions, progress: Callable[[int], None] | None = None) -> list[Study]:
-    """The data set that the options name, all splits. UserError where it cannot be had."""
-    if options.data == "sample":
-        return phantom.make_studies((options.cache or CACHE) / "sample", progress=progress)
-    if options.root is None:
-        raise UserError("--data iu_xray needs --root, the folder with annotation.json and images/")
-    return iu_xray.load_studies(options.root)
+def load_studies(
+    options: TrainOptions,
+    warn: Callable[[str], None],
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> list[Study]:
+    """The data set that the options name, all splits. UserError where it cannot be had.
+
+    warn is told, in a line each, what was left out; progress(what, done, total) of what is drawn (studies) or
+    downloaded (bytes)."""
+    data, cache = options.data, options.cache or CACHE
+    text = {"sections": options.sections, "drop_redacted": options.drop_redacted}
+    if data in ("sample", "csv") and text != {"sections": "findings", "drop_redacted": False}:
+        raise UserError(f"--data {data} has whole reports; leave out --sections and --drop-redacted")
+    if data != "iu_xray" and options.split_by != "r2gen":
+        raise UserError(f"--data {data} has its own split; leave out --split-by")
+    if data == "sample":
+        drawn = progress and (lambda n: progress("studies drawn", n, None))
+        return phantom.make_studies(cache / "sample", progress=drawn)
+    if data == "csv":
+        return table.load_studies(options.root, options.on_missing, warn)
+    if data == "mimic_cxr":
+        return mimic_cxr.load_studies(options.root, warn, **text, on_missing=options.on_missing)
+    root = options.root or iu_xray.fetch(cache / "iu_xray", progress)
+    split = {"split_by": options.split_by, "split_seed": options.split_seed}
+    return iu_xray.load_studies(root, warn, **split, **text, on_missing=options.on_missing)
+
+
+def see_studies(
+    options: TrainOptions,
+    vision: Vision,
+    studies: list[Study],
+    device: torch.device,
+    warn: Callable[[str], None],
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[StudyFeatures, Study]]:
+    """What vision sees of each study, with the study. Unreadable images are a UserError, or with --on-missing
+    skip they are told to `warn` and left out, and with them a study that has no other."""
+    unreadable = [] if options.on_missing == "skip" else None
+    seen = study_features(vision, studies, device, options.cache or CACHE, progress=progress,
+                          unreadable=unreadable)  # fmt: skip
+    pairs = [(f, s) for f, s in zip(seen, studies, strict=True) if f.views]
+    if unreadable:
+        lost = len(studies) - len(pairs)
+        warn(f"went on without {len(unreadable)} unreadable images and {lost} studies that have no other; "
+             f"the first: {unreadable[0]}")  # fmt: skip
+    return pairs
 
 
 def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> str:

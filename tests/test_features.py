@@ -1,5 +1,8 @@
 """Features are looked at once, kept, and never stale."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -9,6 +12,7 @@ from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
 from llamaxr.features import study_features
+from llamaxr.radiograph import load_radiograph
 from llamaxr.vision import load_vision
 
 CPU = torch.device("cpu")
@@ -59,8 +63,67 @@ def test_a_changed_image_is_noticed(vision, studies, tmp_path):
     before = study_features(vision, studies, CPU, tmp_path / "cache")
     Image.fromarray(phantom(7, 7)[1][0]).save(studies[1].frontal)
     after = study_features(vision, studies, CPU, tmp_path / "cache")
-    assert same(after, study_features(vision, studies, CPU))
+    for a, b in zip(after, study_features(vision, studies, CPU), strict=True):
+        torch.testing.assert_close(a.grids, b.grids, rtol=2e-3, atol=1e-3)  # looked at alone, not in a batch
     assert same(after[:1], before[:1]) and not same(after[1:2], before[1:2])
+
+
+def test_only_a_changed_image_is_looked_at_again_and_a_part_of_the_studies_not_at_all(
+    vision, studies, tmp_path
+):
+    study_features(vision, studies, CPU, tmp_path / "cache")
+    Image.fromarray(phantom(7, 7)[1][0]).save(studies[1].frontal)
+    looked = []
+    study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append)
+    part = study_features(vision, studies[::-1][:2], CPU, tmp_path / "cache", progress=looked.append)
+    assert looked == [1] and same(part, study_features(vision, studies, CPU, tmp_path / "cache")[:0:-1])
+
+
+def test_an_interrupted_look_goes_on_after_its_last_batch(vision, studies, tmp_path):
+    def interrupt(n):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study_features(vision, studies, CPU, tmp_path / "cache", batch=2, progress=interrupt)
+    looked = []
+    again = study_features(vision, studies, CPU, tmp_path / "cache", batch=2, progress=looked.append)
+    assert sum(looked) == sum(len(s.views) for s in studies) - 2
+    assert same(again, study_features(vision, studies, CPU, batch=2))
+
+
+def test_another_crop_is_noticed(vision, studies, tmp_path, monkeypatch):
+    study_features(vision, studies, CPU, tmp_path / "cache")
+    other = tmp_path / "radiograph.py"
+    other.write_text(Path(features.radiograph.__file__).read_text() + "# another crop\n")
+    monkeypatch.setattr(features.radiograph, "__file__", str(other))
+    looked = []
+    study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append)
+    assert looked
+
+
+def test_unreadable_images_are_counted_when_all_others_are_kept(vision, studies, tmp_path):
+    studies[0].frontal.write_bytes(b"no image")
+    studies[1].lateral.write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 images cannot be read; the first: .*1_1.png is empty"):
+        study_features(vision, studies, CPU, tmp_path / "cache")
+    looked, told = [], []
+    seen = study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append, unreadable=told)
+    assert looked == [1] and len(told) == 2  # only the damaged one is tried again
+    assert [f.views for f in seen] == [[], [0], studies[2].views and [v for v, _ in studies[2].views]]
+    assert seen[1].grids.shape == (1, vision.n_channels, 7, 7)
+
+
+def test_one_unreadable_image_is_told_in_its_own_words(vision, studies):
+    studies[0].frontal.write_bytes(b"no image")
+    with pytest.raises(UserError, match="0_0.png is no PNG"):
+        study_features(vision, studies, CPU)
+
+
+def test_the_same_image_in_two_studies_is_looked_at_once(vision, studies, tmp_path):
+    looked = []
+    twice = [studies[0], dataclasses.replace(studies[0], id="again")]
+    a, b = study_features(vision, twice, CPU, progress=looked.append)
+    assert looked == [1] and torch.equal(a.grids, b.grids)
 
 
 def test_other_weights_are_noticed(vision, studies, tmp_path):
@@ -75,7 +138,7 @@ def test_other_weights_are_noticed(vision, studies, tmp_path):
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
 def test_a_damaged_cache_file_is_computed_again(vision, studies, tmp_path, damage):
     fresh = study_features(vision, studies, CPU, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*/*")
     whole = file.read_bytes()
     fresh = [features.StudyFeatures(f.views, f.grids.clone(), f.scores.clone()) for f in fresh]
     file.unlink()
@@ -85,19 +148,20 @@ def test_a_damaged_cache_file_is_computed_again(vision, studies, tmp_path, damag
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(vision, studies, tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         path.write_bytes(b"half")
         raise features.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(features, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
         study_features(vision, studies, CPU, tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*/*"))
 
 
 def test_a_mirrored_radiograph_gives_other_features(vision, studies, tmp_path):
     film = Image.open(studies[0].frontal)
     ImageOps.mirror(film).save(tmp_path / "mirrored.png")
-    plain, mirrored = features.look(vision, [studies[0].frontal, tmp_path / "mirrored.png"], CPU)[0].float()
+    films = [load_radiograph(path) for path in (studies[0].frontal, tmp_path / "mirrored.png")]
+    plain, mirrored = features.look(vision, films, CPU)[0].float()
     assert (plain - mirrored).norm() > 0.1 * plain.norm()
     assert (plain - mirrored.flip(-1)).norm() > 0  # nor are they the mirrored features

@@ -225,10 +225,8 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     new = ["--out", tmp_path / "new"]
     assert "--lr is 0.0" in refusal(capsys, train, *options, *new, "--lr", 0)
     assert "invalid choice: 'mimic'" in refusal(capsys, train, "--data", "mimic", *new)
-    assert "needs --root" in refusal(capsys, train, "--data", "iu_xray", *new)
-    assert "annotation.json is missing" in refusal(
-        capsys, train, "--data", "iu_xray", "--root", tmp_path, *new
-    )
+    assert "needs --root" in refusal(capsys, train, "--data", "csv", *new)
+    assert "holds no IU X-ray" in refusal(capsys, train, "--data", "iu_xray", "--root", tmp_path, *new)
     assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
     assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
@@ -388,5 +386,5 @@ def test_a_file_that_cannot_be_scored_is_refused_in_one_line(capsys, tmp_path, l
 
 def test_eval_refuses_in_one_line(run, capsys, tmp_path):
     assert "swapping needs two" in refusal(capsys, evaluate, "--run", run, "--limit", 1)
-    assert "annotation.json is missing" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
+    assert "holds no IU X-ray" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
     assert "invalid choice" in refusal(capsys, evaluate, "--run", run, "--split", "all")

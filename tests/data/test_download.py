@@ -1,0 +1,315 @@
+"""Downloads against a server on this machine that stalls, breaks off and lies; archives that are hostile."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from llamaxr.data import download as module
+from llamaxr.data import iu_xray
+from llamaxr.data.download import download, unpack
+from llamaxr.errors import UserError
+
+BODY = bytes(range(256)) * 4000  # about a megabyte
+FAST = {"timeout": 0.3, "pause": 0.01}
+
+
+@pytest.fixture
+def server():
+    """A server whose `behave(handler, start)` answers a request for BODY from byte `start`; it keeps what was
+    asked in `asked`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+            httpd.asked.append(start)
+            try:
+                httpd.behave(self, start)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+        def log_message(self, *_):
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads = True
+    httpd.asked, httpd.behave = [], serve
+    httpd.url = f"http://127.0.0.1:{httpd.server_address[1]}/file.tgz"
+    threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def serve(handler, start, send=None, length=None, ranges=True, body=BODY):
+    """Answer properly, but for: only `send` bytes, another Content-Length, or no Range."""
+    start = start if ranges else 0
+    if start >= len(body):
+        handler.send_error(416)
+        return
+    handler.send_response(206 if start else 200)
+    if start:
+        handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+    handler.send_header("Content-Length", str(len(body) - start if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body[start:][:send])
+
+
+def test_a_file_comes_whole_with_progress_and_leaves_nothing_else(server, tmp_path):
+    seen = []
+    path = download(server.url, tmp_path / "new" / "file.tgz", lambda *told: seen.append(told))
+    assert path.read_bytes() == BODY and [p.name for p in path.parent.iterdir()] == ["file.tgz"]
+    assert seen[-1] == ("file.tgz", len(BODY), len(BODY)) and seen == sorted(seen)
+
+
+def test_a_file_that_is_there_is_not_asked_for(server, tmp_path):
+    (tmp_path / "f").write_bytes(b"mine")
+    assert download(server.url, tmp_path / "f").read_bytes() == b"mine" and not server.asked
+
+
+def test_a_connection_cut_off_goes_on_where_it_stopped(server, tmp_path):
+    server.behave = lambda handler, start: serve(handler, start, send=300_000)
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
+    assert server.asked == [0, 300_000, 600_000, 900_000]
+
+
+def test_a_server_that_stalls_is_left_and_asked_for_the_rest(server, tmp_path):
+    def stall(handler, start):
+        serve(handler, start, send=None if start else 500_000)
+        if not start:
+            handler.wfile.flush()
+            time.sleep(1)
+
+    server.behave = stall
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
+    assert len(server.asked) == 2 and 0 < server.asked[1] <= 500_000
+
+
+def test_a_part_of_an_earlier_run_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(BODY[:1000])
+    assert download(server.url, tmp_path / "f").read_bytes() == BODY and server.asked == [1000]
+
+
+def test_a_server_without_range_sends_all_of_it_and_nothing_is_glued_on(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(b"other" * 100)
+    server.behave = lambda handler, start: serve(handler, start, ranges=False)
+    assert download(server.url, tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_part_longer_than_the_file_is_dropped(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(BODY + b"more")
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
+    assert server.asked == [len(BODY) + 4, 0]
+
+
+@pytest.mark.parametrize("place", [7, 2000])
+def test_an_answer_from_another_place_is_not_glued_on(server, tmp_path, place):
+    def elsewhere(handler, start):
+        if len(server.asked) > 1:
+            return serve(handler, start)
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {place}-{len(BODY) - 1}/{len(BODY)}")
+        handler.end_headers()
+        handler.wfile.write(BODY[place:])
+
+    (tmp_path / "f.part").write_bytes(BODY[:1000])
+    server.behave = elsewhere
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
+
+
+def test_a_server_that_promises_more_than_it_has_is_given_up_with_the_way_by_hand(server, tmp_path):
+    server.behave = lambda handler, start: serve(handler, 0, length=len(BODY) + 500)
+    with pytest.raises(UserError, match="ended early.*by hand") as error:
+        download(server.url, tmp_path / "f", tries=3, **FAST)
+    assert server.url in str(error.value) and str(tmp_path / "f") in str(error.value)
+    assert not (tmp_path / "f").exists() and len(server.asked) <= 6
+
+
+def test_a_server_that_never_ends_fills_no_disk(server, tmp_path, monkeypatch):
+    def flood(handler, start):
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{start + 9}/{start + 10}")
+        handler.end_headers()
+        handler.wfile.write(BODY)
+
+    monkeypatch.setattr(module, "MAX_DOWNLOAD", 10_000)
+    (tmp_path / "f.part").write_bytes(b"x")
+    server.behave = flood
+    with pytest.raises(UserError, match="more than it stated"):
+        download(server.url, tmp_path / "f", tries=3, **FAST)
+    assert len(server.asked) == 3 and not list(tmp_path.iterdir())
+    server.behave = lambda handler, start: serve(handler, start, length=10**15)
+    with pytest.raises(UserError, match="no size of such a file"):
+        download(server.url, tmp_path / "f", tries=3, **FAST)
+
+
+def test_a_404_is_told_at_once_and_a_500_after_some_tries(server, tmp_path):
+    server.behave = lambda handler, start: handler.send_error(404)
+    with pytest.raises(UserError, match="404.*by hand"):
+        download(server.url, tmp_path / "f", **FAST)
+    assert len(server.asked) == 1
+    server.behave = lambda handler, start: (
+        handler.send_error(500) if len(server.asked) < 4 else serve(handler, start)
+    )
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
+    server.behave = lambda handler, start: handler.send_error(503)
+    with pytest.raises(UserError, match="503.*by hand"):
+        download(server.url, tmp_path / "g", tries=2, **FAST)
+
+
+def test_no_server_is_told(tmp_path):
+    with pytest.raises(UserError, match="could not download"):
+        download("http://127.0.0.1:9/f", tmp_path / "f", tries=2, **FAST)
+
+
+def test_a_local_file_is_no_address(tmp_path):
+    with pytest.raises(UserError, match="no http"):
+        download("file:///etc/hostname", tmp_path / "f")
+
+
+def test_another_file_than_the_checksum_names_is_refused_and_dropped(server, tmp_path):
+    right = hashlib.sha256(BODY).hexdigest()
+    assert download(server.url, tmp_path / "f", sha256=right).is_file()
+    with pytest.raises(UserError, match="another file"):
+        download(server.url, tmp_path / "g", sha256="0" * 64)
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_full_disk_is_told_before_it_is_full(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000}))
+    with pytest.raises(UserError, match="free some space"):
+        download(server.url, tmp_path / "f")
+
+
+# Archives
+
+
+def archive(path, *members, cut=None):
+    """members: (name, content) or a TarInfo."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    path.write_bytes(gzip.compress(raw.getvalue())[:cut])
+    return path
+
+
+def link(name, to, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, to
+    return info
+
+
+def folder(name):
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.DIRTYPE
+    return info
+
+
+def test_files_of_the_suffix_come_out_side_by_side(tmp_path):
+    path = archive(
+        tmp_path / "a.tgz", folder("in"), ("in/1.xml", b"<a/>"), ("2.xml", b"<b/>"), ("readme", b"x")
+    )
+    out = unpack(path, tmp_path / "out", ".xml")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {"1.xml": b"<a/>", "2.xml": b"<b/>"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tgz", "out"]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("../1.xml", b"x"),
+        ("in/../../1.xml", b"x"),
+        link("1.xml", "/etc/passwd"),
+        link("1.xml", "2.xml", tarfile.LNKTYPE),
+        link("pipe.xml", "", tarfile.FIFOTYPE),
+        ("2.xml", b"twice"),
+        (".hidden.xml", b"x"),
+    ],
+)
+def test_a_hostile_member_refuses_the_whole(tmp_path, member):
+    path = archive(tmp_path / "a.tgz", ("2.xml", b"<b/>"), member)
+    with pytest.raises(UserError, match="damaged or not what it should be"):
+        unpack(path, tmp_path / "out", ".xml")
+    assert list(tmp_path.iterdir()) == []  # the archive is gone too, to be fetched anew
+
+
+def test_an_absolute_path_is_not_followed(tmp_path):
+    target = tmp_path / "elsewhere" / "1.xml"
+    path = archive(tmp_path / "a.tgz", (str(target), b"x"), ("2.xml", b"y"))
+    unpack(path, tmp_path / "out", ".xml")
+    assert not target.exists() and (tmp_path / "out" / "1.xml").is_file()
+
+
+@pytest.mark.parametrize("cut", [10, 200, -4, -12])
+def test_an_archive_that_breaks_off_is_refused_however_late(tmp_path, cut):
+    path = archive(
+        tmp_path / "a.tgz", *((f"{n}.xml", bytes(str(n), "ascii") * 500) for n in range(50)), cut=cut
+    )
+    with pytest.raises(UserError, match="run the same command again"):
+        unpack(path, tmp_path / "out", ".xml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_bit_is_noticed_by_the_checksum(tmp_path):
+    path = archive(tmp_path / "a.tgz", ("1.xml", b"<a/>"))
+    raw = bytearray(path.read_bytes())
+    raw[-8] ^= 1  # the CRC itself
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="damaged"):
+        unpack(path, tmp_path / "out", ".xml")
+
+
+def test_an_archive_without_bounds_is_refused(tmp_path, monkeypatch):
+    for bound, value in (("MAX_FILES", 1), ("MAX_FILE", 3), ("MAX_TOTAL", 6)):
+        path = archive(tmp_path / "a.tgz", ("1.xml", b"<a/>"), ("2.xml", b"<b/>"))
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="bounds"):
+            patch.setattr(module, bound, value)
+            unpack(path, tmp_path / "out", ".xml")
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no .xml file in it"):
+        unpack(archive(tmp_path / "a.tgz", ("1.txt", b"x")), tmp_path / "out", ".xml")
+
+
+def test_an_interrupted_unpacking_leaves_no_folder_and_is_done_again(tmp_path):
+    path = archive(tmp_path / "a.tgz", ("1.xml", b"<a/>"), ("2.xml", b"<b/>"))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        unpack(path, tmp_path / "out", ".xml", interrupt)
+    assert not (tmp_path / "out").exists() and path.is_file()
+    (tmp_path / "out.unpacking").mkdir()  # what kill -9 leaves
+    (tmp_path / "out.unpacking" / "1.xml").write_bytes(b"half")
+    assert (unpack(path, tmp_path / "out", ".xml") / "1.xml").read_bytes() == b"<a/>"
+
+
+def test_iu_xray_without_a_root_is_fetched_once_from_both_archives(server, tmp_path, monkeypatch):
+    xml = b"""<eCitation><uId id="CXR999999"/><AbstractText Label="FINDINGS">A.</AbstractText>
+              <parentImage id="i"/></eCitation>"""
+    files = {
+        "/NLMCXR_reports.tgz": archive(tmp_path / "r.tgz", ("ecgen-radiology/9.xml", xml)).read_bytes(),
+        "/NLMCXR_png.tgz": archive(tmp_path / "p.tgz", ("i.png", b"not opened here")).read_bytes(),
+    }
+    server.behave = lambda handler, start: serve(handler, start, body=files[handler.path])
+    monkeypatch.setattr(iu_xray, "OPENI", server.url.removesuffix("/file.tgz"))
+    seen = set()
+    for _ in range(2):
+        root = iu_xray.fetch(tmp_path / "cache", lambda what, done, total: seen.add(what))
+    assert len(server.asked) == 2 and "NLMCXR_png.tgz" in seen
+    (study,) = iu_xray.load_studies(root, pytest.fail, split_by="patient")
+    assert study.id == "CXR999999" and study.frontal == root / "NLMCXR_png" / "i.png"
