@@ -90,6 +90,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
                 if len(tensors) == MAX_TENSORS:
                     raise ValueError(f"more than {MAX_TENSORS} tensors")
                 tensors[name] = _tensor(made, flat, read)
+            if sum(tensor.nbytes for tensor in tensors.values()) > len(data):  # all views of one storage
+                raise ValueError("its tensors are larger than the file")
         if not tensors:
             raise ValueError("no tensor in it")
         return tensors

@@ -15,7 +15,8 @@ from .model import LlamaXR
 from .options import from_json, option
 from .projector import Projector
 from .prompt import BRIDGES
-from .vision import Vision, load_vision
+from .vision import ImageNetVision, Vision, load_vision
+from .vision_weights import KNOWN
 from .weights import load_llama
 
 HOME = Path(__file__).resolve().parent.parent
@@ -32,7 +33,10 @@ class TrainOptions:
     root: Path | None = option(None, "folder of the data set (iu_xray: R2Gen's layout)")
     base: str = option("tiny", "language model: tiny (embedded) or a Hugging Face Llama folder")
     quantize: str = option("nf4", "how the base's linears are held", choices=("nf4", "none"))
-    vision: str = option("tiny", "vision network: tiny (embedded) or a DenseNet's .safetensors file")
+    vision: str = option(
+        "tiny",
+        f"vision network: tiny (embedded), {', '.join(KNOWN)}, or a file (safetensors, torch.save's)",
+    )
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
     grid: int = option(7, "soft tokens a view: GRID x GRID of DenseNet's 7 x 7 places", at_least=1, at_most=7)
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
@@ -76,10 +80,14 @@ def load_studies(options: TrainOptions, progress: Callable[[int], None] | None =
     return iu_xray.load_studies(options.root)
 
 
-def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]:
+def build(options: TrainOptions, device: torch.device) -> tuple[Vision | ImageNetVision, LlamaXR]:
     """Vision, and the model with fresh LoRA and projector, seeded. CUDA computes in bf16, a CPU in fp32."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vision = load_vision(options.vision, device)
+    vision = load_vision(options.vision, device, options.cache or CACHE)
+    if options.bridge != "tokens" and not vision.has_scores:
+        raise UserError(
+            f"--bridge {options.bridge} needs scores, which {options.vision} has not; use --bridge tokens"
+        )
     vision.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and CUDA
     base = TINY_BASE if options.base == "tiny" else options.base
     llama, tokenizer = load_llama(base, "nf4" if options.quantize == "nf4" else None, dtype, device)
@@ -92,7 +100,7 @@ def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]
     return vision, LlamaXR(projector, llama, tokenizer, options.bridge)
 
 
-def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision, LlamaXR, Path]:
+def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, Path]:
     """A trained run, ready to write: its options, vision, the model with its best checkpoint, and which that
     is. UserError where the folder is missing, incomplete or damaged."""
     options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")

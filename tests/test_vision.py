@@ -97,6 +97,6 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, what):
         load_vision(bad(tmp_path / "weights.safetensors", what))
 
 
-def test_densenet121_without_a_file_is_refused_with_what_to_give():
-    with pytest.raises(UserError, match="--vision FILE"):
+def test_an_unknown_name_is_refused_with_those_that_are_known():
+    with pytest.raises(UserError, match="densenet121-res224-all"):
         load_vision("densenet121")
