@@ -16,7 +16,7 @@ from .options import from_json, option
 from .projector import Projector
 from .prompt import BRIDGES
 from .vision import ImageNetVision, Vision, load_vision
-from .vision_weights import KNOWN
+from .vision_weights import KNOWN, Progress
 from .weights import load_llama
 
 HOME = Path(__file__).resolve().parent.parent
@@ -80,10 +80,15 @@ def load_studies(options: TrainOptions, progress: Callable[[int], None] | None =
     return iu_xray.load_studies(options.root)
 
 
-def build(options: TrainOptions, device: torch.device) -> tuple[Vision | ImageNetVision, LlamaXR]:
-    """Vision, and the model with fresh LoRA and projector, seeded. CUDA computes in bf16, a CPU in fp32."""
+def build(
+    options: TrainOptions, device: torch.device, progress: Progress | None = None
+) -> tuple[Vision | ImageNetVision, LlamaXR]:
+    """Vision, and the model with fresh LoRA and projector, seeded. CUDA computes in bf16, a CPU in fp32.
+
+    progress(file, bytes done, bytes in all): of the download of vision's weights, where there is one.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vision = load_vision(options.vision, device, options.cache or CACHE)
+    vision = load_vision(options.vision, device, options.cache or CACHE, progress)
     if options.bridge != "tokens" and not vision.has_scores:
         raise UserError(
             f"--bridge {options.bridge} needs scores, which {options.vision} has not; use --bridge tokens"

@@ -128,7 +128,7 @@ def fit(
     return where
 
 
-def to_radiographs(pixels: Tensor, device: torch.device) -> Tensor:
+def to_radiographs(pixels: Tensor, device: torch.device | str) -> Tensor:
     """(n, 224, 224) uint8 -> (n, 1, 224, 224) in [-1024, 1024], channels last: twice as fast on a CPU."""
     return ((pixels[:, None].to(device).float() / 255 * 2 - 1) * 1024).to(memory_format=torch.channels_last)
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import get_model_weights
 
+from .data.download import download
 from .errors import UserError
 from .pickled import read_pickled
 
@@ -112,8 +113,6 @@ def read_weights(path: Path, cache: Path | None = None) -> Stored:
 def known_file(name: str, cache: Path, progress: Progress | None = None) -> Path:
     """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. UserError where it
     can't be had, or is another file than the one that torchvision names by its hash."""
-    from .data.download import download
-
     url = KNOWN[name]
     path = cache / "weights" / url.rpartition("/")[2]
     download(url, path, progress)

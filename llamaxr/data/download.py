@@ -1,0 +1,175 @@
+"""A large file from the web, whole or not at all, and an archive unpacked the same way.
+
+In: an address. Out: a file under its final name, which therefore is always complete. What arrives is kept in
+NAME.part; a connection that stalls, breaks or ends early is opened again and asked for the rest (HTTP Range),
+and so is the next run's. An archive is unpacked into a temporary folder that gets its name last.
+"""
+
+import gzip
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from ..errors import UserError
+
+CHUNK = 2**18  # bytes read at once
+MAX_FILES, MAX_FILE, MAX_TOTAL = 50_000, 2**28, 2**35  # of an archive: a count, bytes, bytes
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def download(
+    url: str,
+    target: Path,
+    progress: Progress | None = None,
+    *,
+    sha256: str | None = None,
+    timeout: float = 60.0,
+    pause: float = 2.0,
+    tries: int = 5,
+) -> Path:
+    """Fetch url (http or https) to target, unless it is there; gives target.
+
+    timeout: seconds without a byte until a connection counts as stalled. tries: attempts in a row that bring
+    nothing until it gives up; pause: seconds before the second, doubled for each next one. sha256: the file's
+    64 hex digits, where they are known; without them, the length that the server states is checked.
+    Raises UserError with what to do by hand.
+    """
+    if not url.startswith(("http://", "https://")):  # urllib would open file: too
+        raise UserError(f"{url} is no http or https address; give another")
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    barren, why = 0, ""
+    while barren < tries:
+        if barren:
+            time.sleep(pause * 2 ** (barren - 1))
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            if _fetch_rest(url, part, target, progress, timeout):
+                break
+            why = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            if 400 <= error.code < 500 and error.code not in (408, 416, 429):
+                raise _by_hand(url, target, f"the server answers {error.code} {error.reason}") from None
+            why = f"the server answers {error.code}"
+            if error.code == 416:  # what is kept is no beginning of the file: start anew
+                part.unlink(missing_ok=True)
+        except TimeoutError:
+            why = f"no answer for {timeout:g} seconds"
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
+            why = str(getattr(error, "reason", error) or type(error).__name__)
+        after = part.stat().st_size if part.is_file() else 0
+        barren = 0 if after > before else barren + 1
+    else:
+        raise _by_hand(url, target, why)
+    if sha256 is not None:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256.lower():
+            part.unlink()
+            raise _by_hand(url, target, f"what came is another file (SHA-256 {found}, not {sha256})")
+    os.replace(part, target)
+    return target
+
+
+def _fetch_rest(url: str, part: Path, target: Path, progress: Progress | None, timeout: float) -> bool:
+    """One connection: append to part what it lacks. Whether it is whole now, by the server's own count."""
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"User-Agent": "llamaxr", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
+        length = answer.headers.get("Content-Length", "")
+        length = int(length) if length.isdecimal() else None
+        if answer.status == 206:
+            stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+            if stated is None or int(stated[1]) != have:
+                part.unlink(missing_ok=True)  # some other part: not to be glued on
+                return False
+            total = int(stated[2]) if stated[2] != "*" else length and have + length
+        else:  # the whole file: the server knows no Range, or nothing was kept
+            have, total = 0, length
+        if total is not None and total - have > shutil.disk_usage(part.parent).free:
+            raise UserError(
+                f"{target} still needs {total - have >> 20} MiB, more than the disk has free; free some "
+                "space, then run the same command again: it goes on from here"
+            )
+        with part.open("ab" if have else "wb") as file:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                have += len(chunk)
+                if progress:
+                    progress(target.name, have, total)
+    return have == total if total is not None else have > 0
+
+
+def _by_hand(url: str, target: Path, why: str) -> UserError:
+    return UserError(
+        f"could not download {url} ({why}); run the same command again to go on where it stopped, "
+        f"or fetch it by hand, for instance in a browser, to {target}"
+    )
+
+
+def unpack(archive: Path, folder: Path, suffix: str, progress: Progress | None = None) -> Path:
+    """The files of a .tgz with this suffix, side by side in the folder, which appears when all are there.
+
+    Nothing is taken on trust: a member that is a link or a device, or whose path leads out of the archive,
+    refuses the whole; sizes are bounded; the gzip checksum at the end tells that all of it came. A damaged
+    archive is deleted, so that the next run fetches it anew; the UserError says so.
+    """
+    if folder.is_dir():
+        return folder
+    temporary = folder.with_name(folder.name + ".unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was interrupted
+    temporary.mkdir(parents=True)
+    n_files = n_bytes = 0
+    size = archive.stat().st_size
+    try:
+        with archive.open("rb") as packed, gzip.open(packed) as plain:
+            with tarfile.open(fileobj=plain, mode="r|") as tar:
+                for member in tar:
+                    if member.isdir():
+                        continue
+                    tarfile.data_filter(member, str(temporary))  # raises on a path that leaves
+                    name, n_files, n_bytes = (
+                        PurePosixPath(member.name).name,
+                        n_files + 1,
+                        n_bytes + member.size,
+                    )
+                    if not member.isreg() or name.startswith("."):
+                        raise tarfile.TarError(f"{name[:80]!r} is no plain file")
+                    if n_files > MAX_FILES or member.size > MAX_FILE or n_bytes > MAX_TOTAL:
+                        raise tarfile.TarError(f"it grows past all bounds at {name[:80]!r}")
+                    if not name.endswith(suffix):
+                        continue
+                    with tar.extractfile(member) as source, (temporary / name).open("xb") as file:
+                        shutil.copyfileobj(source, file, CHUNK)
+                    if progress:
+                        progress(f"unpacking {archive.name}", packed.tell(), size)
+            while plain.read(CHUNK):  # to the checksum at the very end
+                pass
+        if not any(temporary.iterdir()):
+            raise tarfile.TarError(f"no {suffix} file in it")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        archive.unlink()
+        raise UserError(
+            f"{archive} is damaged or not what it should be ({error}) and was deleted; run the same "
+            "command again to fetch it anew"
+        ) from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    os.replace(temporary, folder)
+    return folder
