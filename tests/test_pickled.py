@@ -145,7 +145,7 @@ def hostile(marker):
 def test_what_a_pickle_would_run_is_refused_by_name_and_never_run(tmp_path, how):
     marker = tmp_path / "harm"
     for name, root in hostile(marker).items():
-        path = write(tmp_path / "w.pt", root, SIX, how)
+        path = write(tmp_path / "w.pt", root, how=how)
         with pytest.raises(UserError, match=name.strip()) as refusal:
             read_pickled(path)
         assert "w.pt" in str(refusal.value) and "\n" not in str(refusal.value)
