@@ -18,7 +18,8 @@ from .model import LlamaXR
 from .options import from_json, option
 from .projector import Projector
 from .prompt import BRIDGES
-from .vision import Vision, load_vision
+from .vision import ImageNetVision, Vision, load_vision
+from .vision_weights import KNOWN, Progress
 from .weights import find_base, load_llama, read_config
 
 HOME = Path(__file__).resolve().parent.parent
@@ -74,7 +75,10 @@ class TrainOptions:
     )
     adapter: Path | None = option(None, "PEFT adapter folder from which LoRA starts; fresh if not given")
     quantize: str = option("nf4", "how the base's linears are held", choices=("nf4", "none"))
-    vision: str = option("tiny", "vision network: tiny (embedded) or a DenseNet's .safetensors file")
+    vision: str = option(
+        "tiny",
+        f"vision network: tiny (embedded), {', '.join(KNOWN)}, or a file (safetensors, torch.save's)",
+    )
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
     grid: int = option(7, "soft tokens a view: GRID x GRID of DenseNet's 7 x 7 places", at_least=1, at_most=7)
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
@@ -213,9 +217,18 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]:
-    """Vision, and the model with fresh LoRA and projector, seeded."""
-    vision = load_vision(options.vision, device)
+def build(
+    options: TrainOptions, device: torch.device, progress: Progress | None = None
+) -> tuple[Vision | ImageNetVision, LlamaXR]:
+    """Vision, and the model with fresh LoRA and projector, seeded.
+
+    progress(file, bytes done, bytes in all): of the download of vision's weights, where there is one.
+    """
+    vision = load_vision(options.vision, device, options.cache or CACHE, progress)
+    if options.bridge != "tokens" and not vision.has_scores:
+        raise UserError(
+            f"--bridge {options.bridge} needs scores, which {options.vision} has not; use --bridge tokens"
+        )
     vision.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and CUDA
     quantize = "nf4" if options.quantize == "nf4" else None
     llama, tokenizer = load_llama(base_folder(options), quantize, compute_dtype(device), device)
@@ -229,7 +242,7 @@ def build(options: TrainOptions, device: torch.device) -> tuple[Vision, LlamaXR]
     return vision, LlamaXR(projector, llama, tokenizer, options.bridge)
 
 
-def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision, LlamaXR, Path]:
+def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, Path]:
     """A trained run, ready to write: its options, vision, the model with its best checkpoint, and which that
     is. UserError where the folder is missing, incomplete or damaged."""
     options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")

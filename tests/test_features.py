@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageOps
 
 from llamaxr import features
@@ -165,3 +166,11 @@ def test_a_mirrored_radiograph_gives_other_features(vision, studies, tmp_path):
     plain, mirrored = features.look(vision, films, CPU)[0].float()
     assert (plain - mirrored).norm() > 0.1 * plain.norm()
     assert (plain - mirrored.flip(-1)).norm() > 0  # nor are they the mirrored features
+
+
+def test_a_network_without_scores_has_features_all_the_same(studies, tmp_path):
+    torch.save(torchvision.models.densenet121().state_dict(), tmp_path / "imagenet.pth")
+    imagenet = load_vision(tmp_path / "imagenet.pth")
+    fresh = study_features(imagenet, studies, CPU, tmp_path / "cache")
+    assert same(study_features(imagenet, studies, CPU, tmp_path / "cache"), fresh)
+    assert fresh[1].grids.shape == (2, 1024, 7, 7) and fresh[1].scores.shape == (2, 0)

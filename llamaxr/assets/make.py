@@ -30,21 +30,11 @@ from ..data.phantom import describe, hints, imagine, phantom
 from ..llama import Llama
 from ..prompt import prompt_text
 from ..vision import PATHOLOGIES, TINY, TINY_WEIGHTS, Vision
+from ..vision_train import PATHOLOGIES_OF, fit, to_radiographs, weights_of
+from ..vision_weights import keep
 
 HERE = Path(__file__).parent
 VISION_SEED, TEXT_SEED = 1001, 1002  # the sample data's default seed is 0
-
-# Which of torchxrayvision's 18 pathologies a drawn finding is; the others are never drawn and learn "absent".
-PATHOLOGIES_OF = {
-    "cardiomegaly": ("Cardiomegaly", "Enlarged Cardiomediastinum"),
-    "effusion": ("Effusion",),
-    "pneumothorax": ("Pneumothorax",),
-    "consolidation": ("Consolidation", "Lung Opacity"),
-    "nodule": ("Nodule", "Lung Lesion"),
-    "granuloma": ("Nodule",),
-    "atelectasis": ("Atelectasis", "Lung Opacity"),
-    "hyperinflation": ("Emphysema",),
-}
 
 
 def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: float = 3e-3) -> None:
@@ -66,49 +56,26 @@ def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: flo
     pixels = torch.from_numpy(np.stack(films))  # (n, 224, 224) uint8
 
     torch.manual_seed(VISION_SEED)
-    vision = Vision(TINY).to(memory_format=torch.channels_last)  # nearly twice as fast on a CPU
-    where = nn.Linear(vision.n_channels * 49, len(places))
-    parameters = [*vision.parameters(), *where.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
-    held_out = 512  # films, the last ones: of studies that training does not see
-    n_train = len(pixels) - held_out
-    steps = epochs * (n_train // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
+    vision = Vision(TINY).to(memory_format=torch.channels_last)
+    n_train = len(pixels) - 512  # the last films are of studies that training does not see
+    with tqdm(total=epochs * (n_train // batch), desc="vision") as bar:
 
-    def losses(rows) -> tuple[torch.Tensor, torch.Tensor]:
-        radiographs = ((pixels[rows, None].float() / 255 * 2 - 1) * 1024).to(
-            memory_format=torch.channels_last
+        def show(loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+
+        where = fit(
+            vision, pixels[:n_train], scores[:n_train], placed[:n_train], epochs, batch, lr, progress=show
         )
-        grid = vision.features(radiographs)  # (rows, n_channels, 7, 7)
-        head = vision.net.classifier(grid.mean(dim=(2, 3)))
-        places_seen = where(grid.flatten(1))
-        return F.binary_cross_entropy_with_logits(head, scores[rows]) + F.binary_cross_entropy_with_logits(
-            places_seen, placed[rows]
-        ), places_seen
-
-    with tqdm(total=steps, desc="vision") as bar:
-        for _ in range(epochs):
-            for rows in torch.randperm(n_train)[: n_train // batch * batch].view(-1, batch):
-                loss, _ = losses(rows)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.4f}")
-    vision.eval()
     with torch.no_grad():
-        seen = torch.cat([losses(torch.arange(i, i + 64))[1] for i in range(n_train, len(pixels), 64)]) > 0
+        grids = (vision.features(to_radiographs(part, "cpu")) for part in pixels[n_train:].split(64))
+        seen = torch.cat([where(grid.flatten(1)) for grid in grids]) > 0
     truth = placed[n_train:].bool()
     for j, name in enumerate(places):
         tp = (seen & truth)[:, j].sum().item()
         f1 = 2 * tp / max(1, (seen[:, j].sum() + truth[:, j].sum()).item())
         print(f"{name:32s} n {truth[:, j].sum().item():4d}  F1 {f1:.3f}")
-    weights = {
-        k: v.contiguous() for k, v in vision.net.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
-    save_file(weights, TINY_WEIGHTS, metadata={"densenet": json.dumps(TINY)})
+    keep(TINY_WEIGHTS, weights_of(vision), {"densenet": TINY})
 
 
 def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:

@@ -1,0 +1,152 @@
+"""Where vision's weights come from: names that are known, other people's files, and what is kept of them.
+
+In: a name of KNOWN, or a weight file, safetensors or by torch.save. Out: its tensors. What comes as a pickle
+(pickled.py reads it) is kept as safetensors in the cache folder, named by its hash, and read from there
+afterwards. torchxrayvision's DenseNets (Cohen et al. 2022) have 18 scores and operating points to calibrate
+them by; torchvision's ImageNet networks are there to compare them with, and have no scores.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from .data.download import download
+from .errors import UserError
+from .pickled import read_pickled
+
+nan = float("nan")
+XRV = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
+XRV_FILE = "{}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
+# torchxrayvision.models.model_urls: the data trained on, as its files have it, and each pathology's operating
+# point in vision.PATHOLOGIES' order: the probability to call it present; nan where it was never labelled.
+XRV_SETS = {
+    "all": ("nih-pc-chex-mimic_ch-google-openi-kaggle", (
+        0.07422872, 0.038290843, 0.09814756, 0.0098118475, 0.023601074, 0.0022490358, 0.010060724,
+        0.103246614, 0.056810737, 0.026791653, 0.050318155, 0.023985857, 0.01939503, 0.042889766,
+        0.053369623, 0.035975814, 0.20204692, 0.05015312)),
+    "nih": ("nih", (
+        0.039117552, 0.0034529066, 0.11396341, 0.0057298196, 0.00045666535, 0.0018880932, 0.012037827,
+        0.038744126, 0.0037213727, 0.014730946, 0.016149804, 0.054241467, 0.037198864, 0.0004403434,
+        nan, nan, nan, nan)),
+    "pc": ("pc", (
+        0.031012505, 0.013347598, 0.081435576, 0.001262615, 0.002587246, 0.0035944257, 0.0023071,
+        0.055412333, 0.044385884, 0.042766232, 0.043258056, 0.037629247, 0.005658899, 0.0091741895,
+        nan, 0.026507627, nan, nan)),
+    "chex": ("chex", (
+        0.1988969, 0.05710573, nan, 0.0531293, 0.1435217, nan, nan, 0.27212676, 0.07749717, nan, 0.19712369,
+        nan, nan, nan, 0.09932402, 0.09273402, 0.3270967, 0.10888247)),
+    "rsna": ("kaggle", (
+        nan, nan, nan, nan, nan, nan, nan, nan, 0.13486601, nan, nan, nan, nan, nan, nan, nan, 0.13511065,
+        nan)),
+    "mimic_nb": ("mimic_nb", (
+        0.08558747, 0.011884617, nan, 0.0040595434, 0.010733786, nan, nan, 0.118761964, 0.022924708, nan,
+        0.06358637, nan, nan, nan, 0.022143636, 0.017476924, 0.1258702, 0.014020768)),
+    "mimic_ch": ("mimic_ch", (
+        0.09121389, 0.010573786, nan, 0.005023008, 0.003698257, nan, nan, 0.08001232, 0.037242252, nan,
+        0.05006329, nan, nan, nan, 0.019866971, 0.03823637, 0.11303808, 0.0069147074)),
+}  # fmt: skip
+IMAGENET = ("densenet121", "convnext_tiny", "vit_b_16")  # torchvision's names
+
+# --vision's names -> where the file is published.
+KNOWN = {
+    f"densenet121-res224-{name}": f"{XRV}/{XRV_FILE.format(data)}" for name, (data, _) in XRV_SETS.items()
+}
+KNOWN |= {f"{name}-imagenet": get_model_weights(name).DEFAULT.url for name in IMAGENET}
+OP_THRESHS = {XRV_FILE.format(data): points for data, points in XRV_SETS.values()}  # by file name
+
+Progress = Callable[[str, int, int | None], None]  # download's: file, bytes so far, bytes in all
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight file's tensors (views of it: copy what you keep), its metadata, and a hash that names both."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    hash: str
+
+
+def read_weights(path: Path, cache: Path | None = None) -> Stored:
+    """A weight file -> its tensors, by torchvision's names of today; `op_threshs` (18,) among them if known.
+
+    cache: folder to keep what was read of a pickle in. UserError for a file missing, damaged or hostile.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"vision weights {path} do not exist; give a weight file, tiny, or one of {', '.join(KNOWN)}"
+        )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.suffix == ".safetensors":
+        try:
+            return Stored(path, *_read_safetensors(path), digest)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({str(error)[:200]}); fetch it again") from None
+    op_threshs = OP_THRESHS.get(path.name)  # torchxrayvision knows them by file too: they're not in it
+    if op_threshs:
+        digest = hashlib.sha256(f"{digest} {op_threshs}".encode()).hexdigest()
+    kept = cache / f"vision-{digest[:32]}.safetensors" if cache else None
+    if kept and kept.is_file():
+        try:
+            return Stored(path, *_read_safetensors(kept), digest)
+        except (SafetensorError, OSError):
+            pass  # damaged: made again below
+    tensors = {_name_of_today(name): tensor for name, tensor in read_pickled(path).items()}
+    if op_threshs:
+        tensors["op_threshs"] = torch.tensor(op_threshs)
+    if kept:
+        keep(kept, tensors)
+    return Stored(path, tensors, {}, digest)
+
+
+def known_file(name: str, cache: Path, progress: Progress | None = None) -> Path:
+    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. UserError where it
+    can't be had, or is another file than the one that torchvision names by its hash."""
+    url = KNOWN[name]
+    path = cache / "weights" / url.rpartition("/")[2]
+    download(url, path, progress)
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision: how its SHA-256 begins
+    if named:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(named[1]):
+            raise UserError(f"{path} is not the file that its name promises: delete it, to fetch it again")
+    return path
+
+
+def keep(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> None:
+    """Write a weight file as safetensors: a temporary name, then rename. metadata: values as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            {key: json.dumps(value) for key, value in (metadata or {}).items()},
+        )
+        os.replace(temporary, path)
+    except SafetensorError as error:  # its own words for a full disk
+        raise UserError(f"{path} could not be written ({error}); free some space") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _name_of_today(name: str) -> str:
+    """DenseNet's layers were named norm.1, conv.2 until 2018; torchvision's ImageNet file still has that."""
+    return re.sub(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$", r"\1\2", name)

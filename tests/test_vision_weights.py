@@ -1,0 +1,102 @@
+"""Where weights come from: names, files, and the safetensors that is kept of a pickle."""
+
+import hashlib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.models import densenet121
+
+from llamaxr import vision_weights
+from llamaxr.errors import UserError
+from llamaxr.vision import load_vision
+from llamaxr.vision_weights import KNOWN, OP_THRESHS, known_file, read_weights
+
+WEIGHTS = {"features.norm0.weight": torch.arange(3.0), "features.norm0.bias": torch.ones(2, 2).t()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_pickle_is_unpickled_once_and_then_read_as_safetensors(tmp_path, monkeypatch):
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    first = read_weights(tmp_path / "w.pth", tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.suffix == ".safetensors" and first.hash[:32] in kept.name and same(load_file(kept), WEIGHTS)
+
+    def never(path):
+        raise AssertionError("unpickled again")
+
+    monkeypatch.setattr(vision_weights, "read_pickled", never)
+    second = read_weights(tmp_path / "w.pth", tmp_path / "cache")
+    assert same(first.tensors, second.tensors) and first.hash == second.hash
+    monkeypatch.undo()
+    kept.write_bytes(kept.read_bytes()[:50])  # damaged: made again
+    assert same(read_weights(tmp_path / "w.pth", tmp_path / "cache").tensors, WEIGHTS)
+    assert same(load_file(kept), WEIGHTS)
+
+
+def test_without_a_cache_nothing_is_written(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    assert same(read_weights(tmp_path / "w.pth").tensors, WEIGHTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_other_content_or_other_operating_points_have_another_hash(tmp_path):
+    name = next(iter(OP_THRESHS))
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    (tmp_path / name).write_bytes((tmp_path / "w.pth").read_bytes())
+    a, b = read_weights(tmp_path / "w.pth", tmp_path), read_weights(tmp_path / name, tmp_path)
+    assert "op_threshs" not in a.tensors
+    assert torch.equal(b.tensors["op_threshs"], torch.tensor(OP_THRESHS[name]))
+    assert a.hash != b.hash
+    torch.save({k: t + 1 for k, t in WEIGHTS.items()}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").hash != a.hash
+
+
+def test_layers_named_as_until_2018_get_todays_names(tmp_path):
+    net = densenet121()
+    truth = net.state_dict()
+    old = {k.replace("norm1", "norm.1").replace("norm2", "norm.2").replace("conv1", "conv.1")
+           .replace("conv2", "conv.2"): t for k, t in truth.items() if "num_batches" not in k}  # fmt: skip
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert load_vision(tmp_path / "old.pth").n_channels == 1024
+
+
+def test_safetensors_are_hashed_as_they_are(tmp_path):
+    save_file({k: t.contiguous() for k, t in WEIGHTS.items()}, tmp_path / "w.safetensors")
+    stored = read_weights(tmp_path / "w.safetensors", tmp_path / "cache")
+    assert stored.hash == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_known_name_is_downloaded_from_its_published_address_into_the_cache(tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, target, progress):
+        asked.append((url, target, progress))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(WEIGHTS, target)
+
+    monkeypatch.setattr(vision_weights, "download", download)
+    name, progress = "densenet121-res224-all", lambda *_: None
+    path = known_file(name, tmp_path, progress)
+    assert asked == [(KNOWN[name], path, progress)] and path.is_relative_to(tmp_path)
+    assert path.name.startswith("nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-")
+    with pytest.raises(UserError, match="vit_b_16-c867db91.pth is not the file"):  # as its name's hash tells
+        known_file("vit_b_16-imagenet", tmp_path)
+    with pytest.raises(UserError, match="best.pt holds the weights of no network"):
+        load_vision(name, cache=tmp_path)
+
+
+def test_a_name_without_a_cache_says_where_to_get_the_file():
+    with pytest.raises(UserError, match="https://github.com/mlmed/torchxrayvision"):
+        load_vision("densenet121-res224-all")
+
+
+@pytest.mark.parametrize("name", ["nowhere.pt", "nowhere.safetensors", "densenet121", ""])
+def test_a_missing_file_or_unknown_name_is_told_with_those_that_are_known(name):
+    with pytest.raises(UserError, match="densenet121-res224-all"):
+        load_vision(name)
