@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from tqdm import tqdm
 
 from llamaxr import checkpoint
 from llamaxr.data.describe import as_text, describe
-from llamaxr.data.study import Study
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.model import Batch, LlamaXR
@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     if extra.json and not extra.describe:
         raise UserError("--json goes with --describe")
     if extra.describe:
-        description = describe(read_studies(options))
+        with progress_bar() as show:
+            description = describe(load_studies(options, warn, show))
         print(json.dumps(description, indent=2) if extra.json else as_text(description))
         return
     resumed = extra.resume is not None
@@ -62,9 +63,11 @@ def main(argv: list[str] | None = None) -> None:
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # Adam's smallest moments would else slow a CPU down
 
-    studies = read_studies(options)
+    with progress_bar() as show:
+        studies = load_studies(options, warn, show)
     tqdm.write(check_memory(options, studies, device))
-    vision, model = build(options, device)
+    with progress_bar() as show:
+        vision, model = build(options, device, show)
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
         seen = see_studies(options, vision, studies, device, warn, bar.update)
     pairs = {split: [(f, s) for f, s in seen if s.split == split] for split in ("train", "val")}
@@ -154,8 +157,9 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def read_studies(options: TrainOptions) -> list[Study]:
-    """The data set, with a bar for what is drawn or downloaded, and a line on stderr for what is left out."""
+@contextmanager
+def progress_bar():
+    """A bar for what is drawn or downloaded: yields progress(what, done, total)."""
     with tqdm(leave=False, delay=0.5, unit="", unit_scale=True) as bar:
 
         def show(what: str, done: int, total: int | None) -> None:
@@ -164,7 +168,7 @@ def read_studies(options: TrainOptions) -> list[Study]:
                 bar.set_description_str(what)
             bar.update(done - bar.n)
 
-        return load_studies(options, warn, show)
+        yield show
 
 
 def warn(line: str) -> None:

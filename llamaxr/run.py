@@ -181,9 +181,14 @@ def see_studies(
 ) -> list[tuple[StudyFeatures, Study]]:
     """What vision sees of each study, with the study. Unreadable images are a UserError, or with --on-missing
     skip they are told to `warn` and left out, and with them a study that has no other."""
-    unreadable = [] if options.on_missing == "skip" else None
+    unreadable: list[str] = []
     seen = study_features(vision, studies, device, options.cache or CACHE, progress=progress,
                           unreadable=unreadable)  # fmt: skip
+    if unreadable and options.on_missing == "refuse":
+        raise UserError(
+            f"{len(unreadable)} images cannot be read; the first: {unreadable[0]}; mend them, or go on "
+            "without them: --on-missing skip"
+        )
     pairs = [(f, s) for f, s in zip(seen, studies, strict=True) if f.views]
     if unreadable:
         lost = len(studies) - len(pairs)

@@ -210,7 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     with tqdm(desc="studies", unit=" drawn", leave=False) as bar:
         studies = load_studies(
             TrainOptions(data=options.data, root=options.root, cache=options.cache),
-            progress=lambda done: bar.update(done - bar.n),
+            warn=tqdm.write,
+            progress=lambda what, done, total: bar.update(done - bar.n),
         )
     train = [s for s in studies if s.split == "train"][: options.limit or None]
     val = [s for s in studies if s.split == "val"]
