@@ -27,7 +27,7 @@ from llamaxr.features import StudyFeatures
 from llamaxr.metrics import baselines, meteor15, table, wordnet
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.options import option, parse
-from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run, see_studies
+from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run, ready_to_write, see_studies
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def of_a_run(options: EvalOptions):
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": str(device),
                 "max_tokens": options.max_tokens}  # fmt: skip
+    ready_to_write(model, device)
     reports = write(model, [(s.id, by_id[s.id]) for s in chosen], options, out / "generated.jsonl", settings)
     judged = table.Judged(
         [s.report for s in chosen],

@@ -20,7 +20,7 @@ from llamaxr.decoding import beam_search, generate, stream
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import study_features
 from llamaxr.options import option, parse
-from llamaxr.run import DEMO, newest_run, open_run
+from llamaxr.run import DEMO, newest_run, open_run, ready_to_write
 
 WARNING = "No output of this program is for clinical use."
 DEMO_WARNING = (
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     run = options.run or newest_run() or DEMO
     trained, vision, model, step = open_run(run, options.device)
     device = model.projector.place.device
+    ready_to_write(model, device)
     print(f"{run} ({step.name}, base {trained.base}, vision {trained.vision}) on {device}. {WARNING}",
           file=sys.stderr)  # fmt: skip
     if trained.data == "sample":

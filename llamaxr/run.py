@@ -13,7 +13,7 @@ from .data.report import SECTIONS
 from .data.study import ON_MISSING, Study
 from .errors import UserError
 from .features import StudyFeatures, study_features
-from .lora import add_lora
+from .lora import LoRALinear, add_lora, merge
 from .model import LlamaXR
 from .options import from_json, option
 from .projector import Projector
@@ -255,6 +255,17 @@ def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision | Im
     vision, model = build(options, pick_device(device))
     checkpoint.load(step, model)
     return options, vision, model.eval(), step
+
+
+def ready_to_write(model: LlamaXR, device: torch.device) -> None:
+    """Merge the adapters into plain linears, the fastest form to write with, where memory has room for it: in
+    4 bits each weight would be dequantised again for each token. Nothing can learn afterwards."""
+    llama = model.llama
+    layers = [m for m in llama.modules() if isinstance(m, LoRALinear)]
+    size = sum(m.base.in_features * m.base.out_features for m in layers) * llama.dtype.itemsize
+    if memory.available(device) > 1.5 * size:
+        merge(llama, llama.dtype)
+        llama.to(llama.dtype)  # the embedding and the head, where they were held in 16 bits
 
 
 def newest_run() -> Path | None:

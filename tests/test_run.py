@@ -10,6 +10,7 @@ from llamaxr import run
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
+from llamaxr.lora import LoRALinear
 from llamaxr.run import (
     LLAMA_8B,
     TrainOptions,
@@ -113,3 +114,17 @@ def test_an_unreadable_image_is_refused_or_told_and_its_study_left_out(table, tm
     assert [study.id for _, study in pairs] == ["0", "2"] and all(seen.views == [0] for seen, _ in pairs)
     (line,) = told
     assert "1 unreadable images and 1 studies" in line and "1.png" in line
+
+
+def test_a_model_that_is_ready_to_write_is_merged_where_it_fits_and_writes_the_same(monkeypatch):
+    _, _, model, _ = run.open_run(run.DEMO, "cpu")
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        before = model.llama(ids)
+        monkeypatch.setattr("llamaxr.memory.available", lambda device: 0)
+        run.ready_to_write(model, torch.device("cpu"))
+        assert any(isinstance(m, LoRALinear) for m in model.llama.modules())
+        monkeypatch.undo()
+        run.ready_to_write(model, torch.device("cpu"))
+        assert not any(isinstance(m, LoRALinear) for m in model.llama.modules())
+        assert (model.llama(ids) - before).abs().max() < 1e-3
