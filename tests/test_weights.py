@@ -94,7 +94,8 @@ def test_frequencies_of_old_checkpoints_and_a_copied_head_are_passed_over(folder
 
 @pytest.mark.parametrize("file, content, named", [
     ("config.json", None, "config.json is missing"), ("config.json", "{", "config.json is damaged"),
-    ("tokenizer.json", None, "tokenizer.json is missing"), ("tokenizer.json", "[1,", "tokenizer.json"),
+    ("tokenizer.json", None, "neither tokenizer.json nor tokenizer.model"),
+    ("tokenizer.json", "[1,", "tokenizer.json"),
 ])  # fmt: skip
 def test_a_missing_or_damaged_file_is_named(folder, file, content, named):
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
