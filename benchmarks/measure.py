@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))  # so that a benchmark finds llamaxr
 RESULTS = HOME / "benchmarks" / "results"
 
 
@@ -49,10 +50,7 @@ class Peak:
 def in_a_process(script: str, *arguments: str) -> dict:
     """Run `python SCRIPT ARGUMENTS` and give the JSON object that the last line of its output is."""
     command = [sys.executable, script, *map(str, arguments)]
-    path = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, cwd=HOME, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    done = subprocess.run(command, cwd=HOME, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
