@@ -110,11 +110,12 @@ def ours(folder: Path) -> dict:
     with Peak() as writing, torch.inference_mode():
         rows = generate(llama, model.embed(prompt), prompt.padding, [-1], N_TOKENS)
     assert len(rows[0]) == N_TOKENS
-    return {"load": loading.figures(), "step": step.figures(), "tokens_read": batch.ids.shape[1],
-            "loss": round((loss / n).item(), 4), "generate_16": writing.figures()}  # fmt: skip
+    return {"load": loading.figures(), "step": step.figures(),
+            "prompt": prompt.ids.shape[1], "report": int(n), "loss": round((loss / n).item(), 4), "generate_16": writing.figures()}  # fmt: skip
 
 
-def peer(folder: Path) -> dict:
+def peer(folder: Path, n_prompt: int, n_report: int) -> dict:
+    """The same with transformers, PEFT and bitsandbytes, on as many positions as ours read."""
     from peft import LoraConfig, get_peft_model
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
@@ -133,8 +134,8 @@ def peer(folder: Path) -> dict:
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    ids = torch.randint(3, 1000, (1, 231), generator=torch.Generator().manual_seed(0))
-    labels = torch.cat([torch.full((1, 200), -100), ids[:, 200:]], dim=1)
+    ids = torch.randint(3, 1000, (1, n_prompt + n_report), generator=torch.Generator().manual_seed(0))
+    labels = torch.cat([torch.full((1, n_prompt), -100), ids[:, n_prompt:]], dim=1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     with Peak() as step:
         loss = model(input_ids=ids, labels=labels).loss
@@ -145,11 +146,10 @@ def peer(folder: Path) -> dict:
     model.eval()
     model.gradient_checkpointing_disable()
     with Peak() as writing, torch.inference_mode():
-        out = model.generate(input_ids=ids[:, :200], max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS,
+        out = model.generate(input_ids=ids[:, :n_prompt], max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS,
                              do_sample=False, pad_token_id=2)  # fmt: skip
-    assert out.shape[1] == 200 + N_TOKENS
-    return {"load": loading.figures(), "step": step.figures(), "tokens_read": ids.shape[1],
-            "generate_16": writing.figures()}  # fmt: skip
+    assert out.shape[1] == n_prompt + N_TOKENS
+    return {"load": loading.figures(), "step": step.figures(), "generate_16": writing.figures()}  # fmt: skip
 
 
 def main() -> None:
@@ -159,15 +159,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the 16 GB lie or are written")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers + PEFT + bitsandbytes out")
     parser.add_argument("--step", choices=("floor", "ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--lengths", type=int, nargs=2, default=(0, 0), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        print(json.dumps({"floor": floor, "ours": ours, "peer": peer}[given.step](given.folder)))
+        steps = {"floor": floor, "ours": ours, "peer": lambda folder: peer(folder, *given.lengths)}
+        print(json.dumps(steps[given.step](given.folder)))
         return
     if not (given.folder / "model.safetensors.index.json").is_file():
         make(given.folder)
     results = {"command": f"python benchmarks/load_8b.py {given.folder}"}
     for step in ("floor", "ours") if given.no_peer else ("floor", "ours", "peer"):
-        results[step] = in_a_process(__file__, given.folder, "--step", step)
+        lengths = [results["ours"]["prompt"], results["ours"]["report"]] if step == "peer" else [0, 0]
+        results[step] = in_a_process(__file__, given.folder, "--step", step, "--lengths", *lengths)
         print(step, results[step], flush=True)
         write_results("load_8b", results)  # at once: the next step may take long
     least = results["floor"]["read_s"] + results["floor"]["quantise_s"]
