@@ -110,8 +110,14 @@ def ours(folder: Path) -> dict:
     with Peak() as writing, torch.inference_mode():
         rows = generate(llama, model.embed(prompt), prompt.padding, [-1], N_TOKENS)
     assert len(rows[0]) == N_TOKENS
-    return {"load": loading.figures(), "step": step.figures(),
-            "prompt": prompt.ids.shape[1], "report": int(n), "loss": round((loss / n).item(), 4), "generate_16": writing.figures()}  # fmt: skip
+    return {
+        "load": loading.figures(),
+        "step": step.figures(),
+        "prompt": prompt.ids.shape[1],
+        "report": int(n),
+        "loss": round((loss / n).item(), 4),
+        "generate_16": writing.figures(),
+    }
 
 
 def peer(folder: Path, n_prompt: int, n_report: int) -> dict:
