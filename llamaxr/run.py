@@ -127,8 +127,8 @@ def see_studies(
     seen = study_features(vision, studies, device, options.cache or CACHE, progress=progress,
                           unreadable=unreadable)  # fmt: skip
     if unreadable and options.on_missing == "refuse":
-        raise UserError(f"{len(unreadable)} images cannot be read; the first: {unreadable[0]}; mend them, or go "
-                        "on without them: --on-missing skip")  # fmt: skip
+        raise UserError(f"{len(unreadable)} images cannot be read; the first: {unreadable[0]}; mend them, or "
+                        "go on without them: --on-missing skip")  # fmt: skip
     pairs = [(f, s) for f, s in zip(seen, studies, strict=True) if f.views]
     if unreadable:
         lost = len(studies) - len(pairs)
