@@ -122,7 +122,7 @@ def ours(folder: Path) -> dict:
 
 def peer(folder: Path, n_prompt: int, n_report: int) -> dict:
     """The same with transformers, PEFT and bitsandbytes, on as many positions as ours read."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     from llamaxr.lora import TARGETS
@@ -135,10 +135,9 @@ def peer(folder: Path, n_prompt: int, n_report: int) -> dict:
     with Peak() as loading:
         # bf16 for what stays unquantised, as it is stored: in fp32 that part alone would be twice as large
         model = LlamaForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.bfloat16)
-    model.float()  # the embedding, head and norms: bf16 arithmetic is emulated on this CPU
+    # PEFT's recommended way: the rest in fp32 (bf16 arithmetic is emulated on this CPU), blocks recomputed
+    model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGETS)))
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     ids = torch.randint(3, 1000, (1, n_prompt + n_report), generator=torch.Generator().manual_seed(0))
     labels = torch.cat([torch.full((1, n_prompt), -100), ids[:, n_prompt:]], dim=1)

@@ -1,14 +1,17 @@
 """Which of a study's images is the frontal, where a data set does not say: Open-i's.
 
 Open-i's XML names images in the order of their file numbers and says "PA and lateral" once for all of them.
-The first is mostly the frontal, but not always: CXR1's are 3001 and 4001, and 4001 is the frontal. Two
-things know better, and each is asked where it is cheap:
+The first is mostly the frontal, but not always. Two things know better, each asked where it is cheap:
 
 1. The XML describes each image in five codes (CEDD, ColorLayout, ...: the image's cluster in a collection of
    medical images). Codes that stand mostly at first images are frontal codes; the sum of their log odds over
    an image says how frontal it is (naive Bayes, with the order as its first guess, told anew three times by
    what it found). In most studies order and codes agree, and that settles it.
 2. Where they don't, the pixels decide: a chest is its own mirror image from the front, not from the side.
+
+Of the 3405 studies with two images or more the codes contest 413, among them CXR1 (3001, 4001) and all 52
+whose images are 1001 and 4004. On simulated images (make_iu_sim.py), which draw the first as the frontal,
+this agrees with the simulated Kaggle column in 3842 of 3851 studies. The real column was not at hand.
 """
 
 import math
