@@ -185,15 +185,10 @@ def see_studies(
     seen = study_features(vision, studies, device, options.cache or CACHE, progress=progress,
                           unreadable=unreadable)  # fmt: skip
     if unreadable and options.on_missing == "refuse":
-<<<<<<< HEAD
         raise UserError(
             f"{len(unreadable)} images cannot be read; the first: {unreadable[0]}; mend them, or go on "
             "without them: --on-missing skip"
         )
-=======
-        raise UserError(f"{len(unreadable)} images cannot be read; the first: {unreadable[0]}; mend them, or "
-                        "go on without them: --on-missing skip")  # fmt: skip
->>>>>>> h-data
     pairs = [(f, s) for f, s in zip(seen, studies, strict=True) if f.views]
     if unreadable:
         lost = len(studies) - len(pairs)
