@@ -1,7 +1,8 @@
 """llamaxr: radiology reports from chest radiographs, a from-scratch reference of LLaMA-XR (arXiv 2506.03178).
 
 Read the files in the order in which data goes: radiograph, vision, features, projector, llama, nf4, lora,
-weights, tokenizer, prompt, model, decoding, checkpoint, run; then train.py.
+weights, tokenizer, prompt, model, decoding, checkpoint, run; then train.py. Beside that way stand
+vision_weights, pickled, vision_train, llama_config, byte_level, memory and export.
 """
 
 import logging
