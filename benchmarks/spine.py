@@ -1,6 +1,6 @@
 """Measure the whole way through, as a user walks it: train on the sample, evaluate, generate, test.
 
-    python benchmarks/spine.py [--images DIR] [--skip-tests]
+    python benchmarks/spine.py [--images DIR] [--only train eval generate tests]
 
 Each step is the README's own command in a process of its own; wall seconds and peak resident memory are the
 operating system's (the largest process of the step). Figures go to benchmarks/results/spine.json.
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
+STEPS, DEMO = ("train", "eval", "generate", "tests"), "llamaxr/assets/demo"
 
 
 def measure(*command: str) -> dict:
@@ -38,27 +39,33 @@ def main() -> None:
     parser.add_argument(
         "--images", type=Path, help="folder of radiographs to generate from, each in a process"
     )
-    parser.add_argument("--skip-tests", action="store_true", help="leave the test suite out")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=STEPS,
+        default=STEPS,
+        help="these steps; the file keeps the others' figures",
+    )
     options = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HOME, capture_output=True, text=True
     ).stdout
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    results = {"commit": commit.strip(), "machine": machine, "steps": []}
+    results = {"machine": machine, "steps": []}
     with tempfile.TemporaryDirectory() as folder:
         run, cache = f"{folder}/run", f"{folder}/cache"  # an empty cache: drawing is part of the time
         steps = [
             ("train", ("train.py", "--data", "sample", "--out", run, "--cache", cache)),
             ("eval", ("eval.py", "--run", run, "--split", "test")),
         ]
-        steps += [("generate", ("generate.py", str(image))) for image in sorted(options.images.glob("*"))
-                  if image.is_file()] if options.images else []  # fmt: skip
-        steps += [] if options.skip_tests else [("tests", ("-m", "pytest", "-q"))]
-        for name, command in steps:
-            step = {"step": name, **measure(*command)}
+        images = sorted(options.images.glob("*.png")) if options.images else []
+        steps += [("generate", ("generate.py", str(image), "--run", DEMO)) for image in images]
+        steps += [("tests", ("-m", "pytest", "-q"))]
+        for name, command in (step for step in steps if step[0] in options.only):
+            step = {"step": name, "commit": commit.strip(), **measure(*command)}
             print(
                 f"{name:9s} {step['seconds']:7.1f} s {step['peak_MiB']:6d} MiB  "
-                f"exit {step['exit']}  {command[-1]}"
+                f"exit {step['exit']}  {' '.join(command)}"
             )
             print("    " + step.pop("out").strip().replace("\n", "\n    "))
             if name == "eval":
@@ -67,6 +74,10 @@ def main() -> None:
                 step["micro_f1"] = {who: s["findings"]["micro_f1"] for who, s in writers}
             results["steps"].append(step)
     target = HOME / "benchmarks" / "results" / "spine.json"
+    target.parent.mkdir(exist_ok=True)
+    if target.is_file():
+        kept = json.loads(target.read_text())["steps"]
+        results["steps"] = [s for s in kept if s["step"] not in options.only] + results["steps"]
     target.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written: {target}")
 

@@ -205,16 +205,16 @@ def as_text(table: dict) -> str:
         for block, names in BLOCKS.items():
             shown = [n for n in names if n in part["writers"][SYSTEM][block]]
             lines += [f"\n{group}, {part['studies']} studies. {titles[block]}"]
-            lines += [f"{'':10s}" + "".join(f"{n.replace('_', '-'):>20s}" for n in shown)]
+            lines += [f"{'':10s}" + "".join(f"{n.replace('_', '-'):>23s}" for n in shown)]
             for writer, blocks in part["writers"].items():
                 cells = [_cell(blocks[block][n]) for n in shown]
-                lines.append(f"{writer:10s}" + "".join(f"{cell:>20s}" for cell in cells))
-    head = f"{'':26s}{'right':>7s}{'wrong side':>12s}{'missed':>8s}{'invented':>10s}{'F1':>20s}"
+                lines.append(f"{writer:10s}" + "".join(f"{cell:>23s}" for cell in cells))
+    head = f"{'':26s}{'right':>7s}{'wrong side':>12s}{'missed':>8s}{'invented':>10s}{'F1':>23s}"
     lines += ["\nall, the system's findings", head]
     for name, c in table["all"]["writers"][SYSTEM]["per_class"].items():
         f1 = _cell([c["f1"], *c["intervals"]["f1"]])
         right = c["tp"] - c["wrong_side"]
-        lines.append(f"{name:26s}{right:7d}{c['wrong_side']:12d}{c['fn']:8d}{c['fp']:10d}{f1:>20s}")
+        lines.append(f"{name:26s}{right:7d}{c['wrong_side']:12d}{c['fn']:8d}{c['fp']:10d}{f1:>23s}")
     return "\n".join([*lines, "", *plain_words(table)])
 
 
