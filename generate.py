@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.beams > 1 and options.temperature > 0:
         raise UserError("--beams and --temperature exclude each other; leave one out")
     for image in extra.images:  # before a model is loaded for it
-        if not image.is_file():
+        if not image.exists():
             raise UserError(f"no radiograph at {image}: check the path")
     groups = [[image] for image in extra.images] if options.each else [extra.images]
     studies = [Study(str(i), g[0], g[1] if len(g) > 1 else None, "", "test") for i, g in enumerate(groups)]
