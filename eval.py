@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(results))
     else:
         print(", ".join(f"{name} {value}" for name, value in settings.items()))
-        print(table.as_text(results["groups"]))
+        print(table.as_text(results["groups"], options.r2gen_compat))
         print(f"written: {out / 'results.json'}, {out / 'reports.jsonl'}")
 
 

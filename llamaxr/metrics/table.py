@@ -192,11 +192,11 @@ def plain_words(table: dict) -> list[str]:
     return lines
 
 
-def as_text(table: dict) -> str:
+def as_text(table: dict, compat: bool = False) -> str:
     """The table for a terminal: a block a convention and group, a line a writer, scores with intervals."""
     titles = {
         "llama_xr": overlap.CONVENTION,
-        "coco": coco.CONVENTION,
+        "coco": coco.CONVENTION_COMPAT if compat else coco.CONVENTION,
         "findings": "Findings that reports assert, against the true ones",
         "reports": "The reports themselves",
     }

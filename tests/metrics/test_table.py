@@ -106,3 +106,4 @@ def test_the_text_holds_every_block_group_and_writer(perfect):
         "wrong side",
     ):
         assert words in text
+    assert coco.CONVENTION_COMPAT in table.as_text(perfect, compat=True)
