@@ -173,7 +173,7 @@ def write(model, seen: list[tuple[str, StudyFeatures]], options: EvalOptions, ke
                 shared=batch.shared,
             )  # fmt: skip
             for (name, _), row in zip(part, rows, strict=True):
-                done[name] = model.tokenizer.decode(row).strip()
+                done[name] = model.said(row)[1]
                 file.write(json.dumps({"id": name, "generated": done[name]}) + "\n")
             file.flush()
     return [done[name] for name, _ in seen]

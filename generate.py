@@ -20,6 +20,7 @@ from llamaxr.decoding import beam_search, generate, stream
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import study_features
 from llamaxr.options import option, parse
+from llamaxr.prompt import OUTLINE
 from llamaxr.run import DEMO, newest_run, open_run, ready_to_write
 
 WARNING = "No output of this program is for clinical use."
@@ -86,23 +87,31 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 rows = generate(model.llama, *prompts, **how, shared=batch.shared)
             for images, row in zip(groups[at : at + options.batch], rows, strict=True):
-                report = model.tokenizer.decode(row).strip()
+                outline, report = model.said(row)
                 if options.json:
-                    report = json.dumps(
-                        {"images": [str(i) for i in images], "report": report, "run": str(run)}
-                    )
+                    said = {"findings": outline} if model.outline else {}
+                    said |= {"images": [str(i) for i in images], "report": report, "run": str(run)}
+                    report = json.dumps(said)
                 elif len(groups) > 1:
                     report = f"{images[0]}: {report}"
                 print(report, flush=True)
 
 
 def write_as_it_comes(model, steps) -> None:
-    """Print the one report token by token; a letter of several bytes waits until it is whole."""
-    decoder, begun = codecs.getincrementaldecoder("utf-8")(errors="replace"), False
+    """Print the one report token by token; a letter of several bytes waits until it is whole. An outline is
+    not the report: it goes to stderr."""
+    decoder, held = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""  # held: None once begun
     for (token,) in steps:
         text = decoder.decode(model.tokenizer.bytes_of(token))
-        text = text if begun else text.lstrip()  # sentencepiece's first word brings a space
-        begun = begun or bool(text)
+        if held is not None:
+            held = (held + text).lstrip()  # sentencepiece's first word brings a space
+            outlined = model.outline and OUTLINE.startswith(held[: len(OUTLINE)])
+            if not held or (outlined and "\n" not in held):
+                continue
+            seen, _, text = held.partition("\n") if outlined else ("", "", held)
+            held = None
+            if seen:
+                print(seen, file=sys.stderr)
         print(text, end="", flush=True)
     print(decoder.decode(b"", final=True), flush=True)
 

@@ -240,7 +240,7 @@ def show_samples(run: Path, step: int, model: LlamaXR, pairs: list, options: Tra
     )  # fmt: skip
     with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
         for (_, study), row in zip(pairs, rows, strict=True):
-            report = model.tokenizer.decode(row)
+            report = model.tokenizer.decode(row)  # its outline with it, to see what was seen
             write_line(file, {"step": step, "id": study.id, "reference": study.report, "generated": report})
             tqdm.write(f"  true:      {study.report}\n  generated: {report}\n")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .features import StudyFeatures
 from .llama import Llama, Packing
 from .projector import Projector
-from .prompt import IGNORE, SLOT, study_prompt, with_report
+from .prompt import IGNORE, SLOT, split_outline, study_prompt, with_outline, with_report
 from .tokenizer import Tokenizer
 from .vision import PATHOLOGIES
 
@@ -47,12 +47,15 @@ class Batch:
 
 
 class LlamaXR(nn.Module):
-    """projector and llama (its LoRA inside), and the tokenizer and bridge that say how to read a study."""
+    """projector and llama (its LoRA inside), and what says how to read a study and how to write of it: the
+    tokenizer, the bridge, and whether a report follows its outline (prompt.py)."""
 
-    def __init__(self, projector: Projector, llama: Llama, tokenizer: Tokenizer, bridge: str):
+    def __init__(
+        self, projector: Projector, llama: Llama, tokenizer: Tokenizer, bridge: str, outline: bool = False
+    ):
         super().__init__()
         self.projector, self.llama = projector, llama
-        self.tokenizer, self.bridge = tokenizer, bridge
+        self.tokenizer, self.bridge, self.outline = tokenizer, bridge, outline
 
     def prompt(self, study: StudyFeatures) -> list[int]:
         """The ids that stand before this study's report."""
@@ -72,6 +75,7 @@ class LlamaXR(nn.Module):
         views = torch.tensor([view for study in studies for view in study.views])
         prompts = [self.prompt(study) for study in studies]
         if reports is not None:
+            reports = [with_outline(report) if self.outline else report for report in reports]
             pairs = zip(prompts, reports, strict=True)
             rows = [with_report(self.tokenizer, ids, report, max_report_tokens) for ids, report in pairs]
             shared = shared_length(prompts)
@@ -89,6 +93,10 @@ class LlamaXR(nn.Module):
         if padding.any():
             return Batch(ids, torch.full_like(ids, IGNORE), grids, views, padding)
         return Batch(ids, torch.full_like(ids, IGNORE), grids, views, shared=shared_length(prompts))
+
+    def said(self, tokens: list[int]) -> tuple[str, str]:
+        """What was written after a prompt -> its outline, "" where there is none, and the report."""
+        return split_outline(self.tokenizer.decode(tokens))
 
     def embed(self, batch: Batch) -> Tensor:
         """Word embeddings, with the soft tokens in their slots: (batch, time, dim)."""

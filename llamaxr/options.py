@@ -42,7 +42,8 @@ def parse(options: type, description: str, argv: list[str] | None = None, positi
         if isinstance(kind, types.UnionType):  # `Path | None`: the type that is not None
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
         if kind is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=meta["help"])
+            action = argparse.BooleanOptionalAction  # --flag and --no-flag: a recipe may have set it
+            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=help)
         else:
             metavar = None if meta["choices"] else {Path: "PATH", int: "N", float: "X", str: "NAME"}[kind]
             parser.add_argument(

@@ -12,17 +12,23 @@
     ### Response:
     The heart is enlarged. ... <EOS>          only this carries loss, its EOS included
 
+With an outline the response begins with a line of what the report asserts, `Findings: effusion left, nodule.`,
+and the report follows on the next. Most words of a report are the same for everybody, and a model lowers its loss
+by learning those, long before it looks at the image; a word of the outline can be known from the image alone.
+
 A place for a soft token is the id SLOT. It is negative, so that it can be no word of any vocabulary.
 """
 
 from dataclasses import dataclass
 
 from .data.study import VIEWS
+from .metrics.findings import FINDINGS, locate
 from .tokenizer import Tokenizer
 
 SLOT = -1
 IGNORE = -100  # the target of a position without loss; F.cross_entropy's own default
 BRIDGES = ("tokens", "scores", "both")
+OUTLINE = "Findings: "
 
 HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -75,6 +81,21 @@ def study_prompt(
             ids += tokenizer.encode(text) + [SLOT] * n_slots
             text = ""
     return ids + tokenizer.encode(text + after)
+
+
+def with_outline(report: str) -> str:
+    """The report behind a line of the findings that it asserts, each with its sides, in one fixed order."""
+    found = locate(report)
+    said = [" ".join([name, *sorted(found[name])]) for name in FINDINGS if name in found]
+    return f"{OUTLINE}{', '.join(said) or 'none'}.\n{report}"
+
+
+def split_outline(text: str) -> tuple[str, str]:
+    """What was written -> the line of findings, "" where there is none, and the report without it."""
+    if not text.lstrip().startswith(OUTLINE):
+        return "", text.strip()
+    line, _, report = text.strip().partition("\n")
+    return line.removeprefix(OUTLINE), report.strip()
 
 
 def with_report(tokenizer: Tokenizer, prompt: list[int], report: str, max_report_tokens: int = 0) -> Example:

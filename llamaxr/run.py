@@ -33,7 +33,7 @@ LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already
 # `paper` is LLaMA-XR as published (section 4.2); others found that its rate does not move the model in its
 # 195 steps, and that 2e-4 does (--recipe paper --lr 2e-4).
 RECIPES: dict[str, dict] = {
-    "ours": {"batch": 8, "lr": 5e-4, "projector_lr": 1e-3, "epochs": 3.0, "steps": 0, "val_every": 100},
+    "ours": {"outline": True, "batch": 8, "lr": 5e-4, "projector_lr": 1e-3, "epochs": 3.0, "steps": 0, "val_every": 100},
     "paper": {
         "bridge": "scores", "vision": "densenet121-res224-all", "rank": 16, "lora_alpha": 16.0, "lr": 2e-6,
         "optimizer": "adamw8bit", "warmup": 30, "weight_decay": 0.01, "batch": 8, "accumulate": 4,
@@ -81,6 +81,7 @@ class TrainOptions:
     )
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
     grid: int = option(7, "soft tokens a view: GRID x GRID of DenseNet's 7 x 7 places", at_least=1, at_most=7)
+    outline: bool = option(False, "the model writes a line of findings before the report (recipe ours does)")
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(16.0, "LoRA's scale: adapters are multiplied by alpha / rank", above=0)
     optimizer: str = option(
@@ -105,6 +106,10 @@ class TrainOptions:
     n_samples: int = option(2, "reports to write at each validation, beside the true ones", at_least=0)
     seed: int = option(0, "seed of initial weights and of the order of studies", at_least=0)
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
+    dtype: str = option(
+        "auto", "what the language model computes in: auto is bf16 on CUDA, fp32 on a CPU",
+        choices=("auto", "bf16", "fp32"),
+    )  # fmt: skip
     cache: Path | None = option(
         None, "folder for drawn images and features; cache/ in the repository if not given"
     )
@@ -206,7 +211,7 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
     prompt += 450 if options.bridge != "tokens" else 0  # 36 numbers, and 18 names
     in_4_bits = options.quantize == "nf4"
     needs = memory.training_needs(
-        config, in_4_bits=in_4_bits, dtype=compute_dtype(device), rank=options.rank,
+        config, in_4_bits=in_4_bits, dtype=compute_dtype(options, device), rank=options.rank,
         projector=(1024, options.grid), rows=options.batch, time=prompt + report, report_tokens=report,
         recompute=options.recompute,
     )  # fmt: skip
@@ -217,9 +222,12 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
     return line
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on CUDA; fp32 on a CPU, where bf16 is slower."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def compute_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
+    """What the language model computes in. auto: bf16 on CUDA; fp32 on a CPU, where bf16 is emulated and slow
+    unless it has AVX512-BF16 or AMX."""
+    if options.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
 
 
 def build(
@@ -236,7 +244,7 @@ def build(
         )
     vision.to(memory_format=torch.channels_last)  # the faster layout of convolutions, on CPU and CUDA
     quantize = "nf4" if options.quantize == "nf4" else None
-    llama, tokenizer = load_llama(base_folder(options), quantize, compute_dtype(device), device)
+    llama, tokenizer = load_llama(base_folder(options), quantize, compute_dtype(options, device), device)
     llama.recompute = options.recompute
     torch.manual_seed(options.seed)
     add_lora(llama, options.rank, options.lora_alpha, device=device)
@@ -244,7 +252,7 @@ def build(
     token_std = words[:: -(-len(words) // 4096)].float().std().item()  # some thousand words tell it
     projector = Projector(vision.n_channels, llama.config.dim, options.grid, token_std=token_std).to(device)
     projector.requires_grad_(options.bridge != "scores")
-    return vision, LlamaXR(projector, llama, tokenizer, options.bridge)
+    return vision, LlamaXR(projector, llama, tokenizer, options.bridge, options.outline)
 
 
 def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, Path]:

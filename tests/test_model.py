@@ -5,7 +5,7 @@ from llamaxr.features import StudyFeatures
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR, shared_length
 from llamaxr.projector import Projector
-from llamaxr.prompt import SLOT
+from llamaxr.prompt import IGNORE, SLOT
 from llamaxr.weights import load_llama
 
 REPORTS = ["The heart is normal in size.", "There is a calcified granuloma in the left upper lobe."]
@@ -46,6 +46,16 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):
     parts = [model.loss(model.collate([s], [r])) for s, r in zip(studies, REPORTS, strict=True)]
     assert n == sum(p[1] for p in parts)
     assert torch.allclose(whole, sum(p[0] for p in parts), rtol=1e-4)
+
+
+def test_an_outline_stands_before_the_report_carries_loss_and_is_no_part_of_what_is_said(base):
+    model, report = assemble(base), REPORTS[1]
+    plain = model.collate([study(1)], [report])
+    model.outline = True
+    batch = model.collate([study(1)], [report])
+    carrying = batch.targets[batch.targets != IGNORE]
+    assert len(carrying) > (plain.targets != IGNORE).sum()
+    assert model.said(carrying[:-1].tolist()) == ("granuloma left.", report)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -50,6 +50,11 @@ def test_bad_usage_exits_with_code_two(argv, capsys):
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err
 
 
+def test_a_switch_can_be_turned_off_and_then_counts_as_given():
+    options, _, given = parse(Options, "", ["--no-fast"])
+    assert options == Options() and given == {"fast"}
+
+
 def test_help_shows_every_default(capsys):
     with pytest.raises(SystemExit):
         parse(Options, "What it does.", ["--help"])

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from llamaxr.prompt import IGNORE, SLOT, study_prompt, with_report
+from llamaxr.prompt import IGNORE, SLOT, split_outline, study_prompt, with_outline, with_report
 from llamaxr.tokenizer import load_tokenizer
 
 REPORT = "The heart is normal in size."
@@ -74,3 +74,20 @@ def test_a_report_that_is_cut_does_not_end(tokenizer):
 
 def test_filler_is_never_the_end_token(tokenizer):
     assert tokenizer.pad_id not in tokenizer.eos_ids
+
+
+def test_an_outline_says_what_the_report_asserts_and_on_which_side_and_nothing_denied():
+    report = "Heart size is normal. Small left pleural effusion and a right upper lobe nodule. No pneumothorax."
+    assert with_outline(report) == f"Findings: effusion left, nodule right.\n{report}"
+    assert with_outline("The lungs are clear.") == "Findings: none.\nThe lungs are clear."
+
+
+@pytest.mark.parametrize("report", ["The lungs are clear.", "Cardiomegaly. Findings: as before."])
+def test_what_was_outlined_comes_back_apart(report):
+    outline, rest = split_outline(with_outline(report))
+    assert rest == report and with_outline(report) == f"Findings: {outline}\n{report}"
+    assert split_outline(f" {report}") == ("", report)
+
+
+def test_a_report_that_was_cut_off_within_its_outline_is_empty():
+    assert split_outline("Findings: effusion le") == ("effusion le", "")
