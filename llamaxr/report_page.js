@@ -3,59 +3,73 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const KINDS = { "right": "right", "wrong side": "side", "missed": "missed", "invented": "invented" }; // CSS classes
-const QUESTIONS = [["correct", ["yes", "partly", "no"]], ["complete", ["yes", "partly", "no"]],
-                   ["would sign", ["yes", "no"]]];
-const KEPT = "llamaxr review " + data.key;
+const CLASS_OF = { "right": "right", "wrong side": "side", "missed": "missed", "invented": "invented" };
+const QUESTIONS = {
+  "correct": ["yes", "partly", "no"],
+  "complete": ["yes", "partly", "no"],
+  "would sign": ["yes", "no"],
+};
 
-// rows: places in data.studies; at: the row shown; heat: the finding whose map lies on the films
+// rows: the studies listed, as places in data.studies; at: which of them is shown; heat: the finding whose map
+// lies on the films, or null
 const state = { blind: false, rows: [], at: 0, heat: null };
-// by a study's place in the review; opened: seen with its marks
+// What a reader did, kept in the browser; answers, and opened (seen with marks), by a study's place in the review
 let review = { reader: "", answers: {}, opened: {} };
 
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick" || name === "oninput") node[name] = value;
-    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+    if (name.startsWith("on")) node[name] = value;
+    else node.setAttribute(name, value);
   }
   node.append(...children);
   return node;
 }
 
+function options(values, words = (value) => value) {
+  return values.map((value) => el("option", { value }, words(value)));
+}
+
 // Tables
 
-const number = (x) => (x === null ? "–" : Number.isInteger(x) ? String(x) : x.toFixed(3));
-
-function cell([value, low, high], whole = false) {
-  const shown = whole ? number(value) : value === null ? "–" : value.toFixed(3);
-  return low === undefined ? el("td", {}, shown)
-    : el("td", {}, shown, el("small", {}, `${low.toFixed(3)}–${high.toFixed(3)}`));
+function cell([value, low, high], is_count) {
+  const shown = is_count ? String(value) : value.toFixed(3);
+  if (low === undefined) return el("td", {}, shown);
+  return el("td", {}, shown, el("small", {}, `${low.toFixed(3)}–${high.toFixed(3)}`));
 }
 
 function table(title, heads, rows) {
-  return el("div", { class: "wide" }, el("h3", {}, title), el("table", {},
-    el("thead", {}, el("tr", {}, ...["", ...heads].map((h) => el("th", {}, h)))), el("tbody", {}, ...rows)));
+  const head = el("tr", {}, ...["", ...heads].map((text) => el("th", {}, text)));
+  return el("div", { class: "wide" }, el("h3", {}, title),
+    el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
 }
 
 function showTables() {
   const writers = data.writers[$("group").value];
   $("scores").replaceChildren(...Object.entries(data.blocks).map(([block, [title, names]]) => {
     const shown = names.filter((name) => name in writers.system[block]);
-    return table(title, shown.map((name) => name.replaceAll("_", "-")),
-      Object.entries(writers).map(([writer, scores]) => el("tr", { class: writer }, el("td", {}, writer),
-        ...shown.map((name) => cell(block === "reports" ? scores[block][name].slice(0, 1) : scores[block][name], name === "distinct")))));
+    const rows = Object.entries(writers).map(([writer, scores]) => {
+      const cells = shown.map((name) => {
+        const value = scores[block][name]; // swapping does not change what the reports themselves are
+        return cell(block === "reports" ? [value[0]] : value, name === "distinct");
+      });
+      return el("tr", { class: writer }, el("td", {}, writer), ...cells);
+    });
+    return table(title, shown.map((name) => name.replaceAll("_", "-")), rows);
   }));
   if ($("group").value === "all") $("scores").append(findingsTable());
 }
 
 function findingsTable() {
-  const count = (n, finding, outcome) => el("td", {}, n && data.names.includes(finding)
-    ? el("button", { title: "show these studies", onclick: () => choose(finding, outcome) }, String(n)) : String(n));
-  return table("The system's findings, a number of studies each", [...data.outcomes, "F1"],
-    Object.entries(data.per_class).map(([name, c]) => el("tr", {}, el("td", {}, name),
-      ...[c.tp - c.wrong_side, c.wrong_side, c.fn, c.fp].map((n, i) => count(n, name, data.outcomes[i])),
-      cell([c.f1, ...c.intervals.f1]))));
+  const rows = Object.entries(data.per_class).map(([name, c]) => {
+    const counts = [c.tp - c.wrong_side, c.wrong_side, c.fn, c.fp].map((n, i) => {
+      if (!n || !data.names.includes(name)) return el("td", {}, String(n));
+      const go = () => choose(name, data.outcomes[i]);
+      return el("td", {}, el("button", { title: "show these studies", onclick: go }, String(n)));
+    });
+    return el("tr", {}, el("td", {}, name), ...counts, cell([c.f1, ...c.intervals.f1]));
+  });
+  return table("The system's findings: studies", [...data.outcomes, "F1"], rows);
 }
 
 // Gallery
@@ -68,30 +82,36 @@ function choose(finding, outcome) {
   $("studies").scrollIntoView();
 }
 
+function fits(study, finding, outcome) {
+  const about = Object.entries(study.findings).filter(([name]) => !finding || name === finding);
+  const became = about.map(([, [what]]) => what);
+  if (finding && !became.length) return false;
+  if (outcome === "any error") return became.some((what) => what !== "right");
+  if (outcome === "no error") return became.every((what) => what === "right");
+  return !outcome || became.includes(outcome);
+}
+
 function filter() {
-  const finding = $("finding").value, outcome = $("outcome").value;
-  state.rows = [...data.studies.keys()].filter((i) => {
-    const about = Object.entries(data.studies[i].findings).filter(([name]) => !finding || name === finding).map(([, [what]]) => what);
-    if (state.blind) return true;
-    if (finding && !about.length) return false;
-    if (outcome === "any error") return about.some((what) => what !== "right");
-    if (outcome === "no error") return about.every((what) => what === "right");
-    return !outcome || about.includes(outcome);
-  });
-  if (state.blind) state.rows.sort((a, b) => data.studies[a].blind[0] - data.studies[b].blind[0]);
+  const all = [...data.studies.keys()];
+  state.rows = state.blind
+    ? all.sort((a, b) => data.studies[a].blind[0] - data.studies[b].blind[0])
+    : all.filter((row) => fits(data.studies[row], $("finding").value, $("outcome").value));
   state.at = 0;
-  const drawn = data.of > data.studies.length ? `, drawn from ${data.of}` : "";
-  $("count").textContent = `${state.rows.length} of ${data.studies.length} studies${drawn}`;
-  $("list").replaceChildren(...state.rows.map((row, at) => el("li", {}, el("button", { onclick: () => step(at - state.at) }))));
+  const drawn = data.of > all.length ? `, drawn from ${data.of}` : "";
+  $("count").textContent = `${state.rows.length} of ${all.length} studies${drawn}`;
+  $("list").replaceChildren(...state.rows.map((_, at) =>
+    el("li", {}, el("button", { onclick: () => step(at - state.at) }))));
   state.rows.forEach((_, at) => label(at));
   show();
 }
 
 function label(at) {
-  const study = data.studies[state.rows[at]], whats = Object.values(study.findings).map(([what]) => what);
-  const told = data.outcomes.map((o) => [o, whats.filter((w) => w === o).length]).filter(([, n]) => n);
-  const under = state.blind ? answered(study) : told.map(([o, n]) => `${n} ${o}`).join(", ") || "no finding";
-  $("list").children[at].firstChild.replaceChildren(study.id, el("small", {}, under));
+  const study = data.studies[state.rows[at]];
+  const became = Object.values(study.findings).map(([what]) => what);
+  const counts = data.outcomes.map((outcome) => [became.filter((what) => what === outcome).length, outcome]);
+  const told = counts.filter(([n]) => n).map((pair) => pair.join(" ")).join(", ") || "no finding";
+  $("list").children[at].firstChild.replaceChildren(study.id,
+    el("small", {}, state.blind ? answered(study) : told));
 }
 
 function step(by) {
@@ -102,104 +122,136 @@ function step(by) {
 
 function show() {
   const study = data.studies[state.rows[state.at]];
-  [...$("list").children].forEach((item, at) => item.firstChild.setAttribute("aria-current", at === state.at));
-  const item = $("list").children[state.at]; // into view in its list; the page itself stays where it is
-  if (item) $("list").scrollTop = item.offsetTop - $("list").clientHeight / 2;
   if (!study) return $("study").replaceChildren(el("p", { class: "soft" }, "No study is like that."));
-  if (!state.blind) { review.opened[study.blind[0]] = true; keep(); }
-  const head = el("div", { class: "bar" }, el("h2", {}, study.id), el("span", { class: "soft" }, `${state.at + 1} of ${state.rows.length}`));
-  const films = el("div", { class: "views" }, ...study.views.map((view) => el("figure", { class: "view" },
-    el("div", { class: "film" }, el("img", { src: view.image, alt: `${view.name} radiograph` }), el("canvas", { width: 224, height: 224 })),
-    el("figcaption", { class: "soft" }, view.name))));
-  if (!state.blind) films.append(chips(study));
-  $("study").replaceChildren(head, films, ...(state.blind ? forms(study) : [texts(study), legend()]));
-  if (!state.blind) drawHeat(study);
+  const items = [...$("list").children];
+  items.forEach((item, at) => item.firstChild.setAttribute("aria-current", at === state.at));
+  // into view in its list; the page itself stays where it is
+  $("list").scrollTop = items[state.at].offsetTop - $("list").clientHeight / 2;
+  const head = el("div", { class: "bar" }, el("h2", {}, study.id),
+    el("span", { class: "soft" }, `${state.at + 1} of ${state.rows.length}`));
+  const films = el("div", { class: "views" }, ...study.views.map(film));
+  if (state.blind) return $("study").replaceChildren(head, films, forms(study));
+  films.append(chips(study));
+  $("study").replaceChildren(head, films, texts(study), legend());
+  drawHeat(study);
+  review.opened[study.blind[0]] = true;
+  keep();
+}
+
+function film(view) {
+  const image = el("img", { src: view.image, alt: `${view.name} radiograph` });
+  const cover = el("canvas", { width: 224, height: 224 });
+  return el("figure", { class: "view" }, el("div", { class: "film" }, image, cover),
+    el("figcaption", { class: "soft" }, view.name));
 }
 
 function chips(study) {
   const has = (finding) => study.views.some((view) => finding in view.heat);
-  const chip = (finding, what, title) => el("button", { class: `chip ${KINDS[what] ?? ""}`, title, disabled: !has(finding),
-    "aria-pressed": String(state.heat === finding), "data-finding": finding, onclick: () => heat(finding) }, el("b", {}, finding), what ? ` ${what}` : "");
   const sides = (list) => list.join(" and ") || "no side";
-  const rest = data.heated.filter((finding) => !(finding in study.findings) && has(finding));
-  return el("div", { class: "chips" },
-    ...Object.entries(study.findings).map(([finding, [what, there, said]]) => chip(finding, what, what === "wrong side"
-      ? `true: ${sides(there)}; generated: ${sides(said)}` : has(finding) ? "show where vision sees it" : "vision has no score for it")),
-    rest.length ? select("heat", ["", ...rest], "heat map of …", (finding) => heat(finding || null)) : "");
-}
-
-function select(id, values, first, chosen) {
-  const node = el("select", { id, "aria-label": first }, ...values.map((v) => el("option", { value: v }, v || first)));
-  node.onchange = () => chosen(node.value);
-  if (values.includes(state.heat)) node.value = state.heat;
-  return node;
+  const own = Object.entries(study.findings).map(([finding, [what, there, said]]) => {
+    let title = has(finding) ? "show where vision sees it" : "vision has no score for it";
+    if (what === "wrong side") title = `true: ${sides(there)}; generated: ${sides(said)}`;
+    const pressed = state.heat === finding;
+    const chip = el("button", { class: `chip ${CLASS_OF[what]}`, title, "data-finding": finding,
+      "aria-pressed": pressed, onclick: () => heat(finding) }, el("b", {}, finding), ` ${what}`);
+    chip.disabled = !has(finding);
+    return chip;
+  });
+  const others = data.heated.filter((finding) => !(finding in study.findings) && has(finding));
+  if (!others.length) return el("div", { class: "chips" }, ...own);
+  const choice = el("select", { id: "heat", "aria-label": "heat map of another finding" },
+    ...options(["", ...others], (finding) => finding || "heat map of …"));
+  choice.onchange = () => heat(choice.value || null);
+  choice.value = others.includes(state.heat) ? state.heat : "";
+  return el("div", { class: "chips" }, ...own, choice);
 }
 
 function heat(finding) {
   state.heat = state.heat === finding ? null : finding;
-  const study = data.studies[state.rows[state.at]];
-  $("study").querySelectorAll(".chip").forEach((c) => c.setAttribute("aria-pressed", c.dataset.finding === state.heat));
+  $("study").querySelectorAll(".chip").forEach((chip) =>
+    chip.setAttribute("aria-pressed", chip.dataset.finding === state.heat));
   if ($("heat") && $("heat").value !== state.heat) $("heat").value = "";
-  drawHeat(study);
+  drawHeat(data.studies[state.rows[state.at]]);
 }
 
 function drawHeat(study) {
-  // What a place says, 0 to 255, is how densely one colour covers it: 49 pixels, drawn large and smooth.
+  // How much a place speaks for the finding, 0 to 255, is how densely one colour covers it: 49 pixels, drawn
+  // large and smooth.
   $("study").querySelectorAll(".view").forEach((figure, i) => {
-    const view = study.views[i], canvas = figure.querySelector("canvas"), pen = canvas.getContext("2d");
-    pen.clearRect(0, 0, canvas.width, canvas.height);
-    figure.querySelector("figcaption").textContent = view.name;
+    const view = study.views[i], cover = figure.querySelector("canvas"), pen = cover.getContext("2d");
+    const caption = figure.querySelector("figcaption");
+    pen.clearRect(0, 0, cover.width, cover.height);
+    caption.textContent = view.name;
     if (!(state.heat in view.heat)) return;
-    figure.querySelector("figcaption").textContent += `: vision's score of ${state.heat} ${view.score[state.heat].toFixed(2)}`;
+    caption.textContent += `: vision's score of ${state.heat} ${view.score[state.heat].toFixed(2)}`;
     const bytes = atob(view.heat[state.heat]), side = Math.sqrt(bytes.length);
-    const small = el("canvas", { width: side, height: side }), inner = small.getContext("2d");
-    const image = inner.createImageData(side, side);
-    for (let at = 0; at < bytes.length; at++) image.data.set([255, 120, 20, bytes.charCodeAt(at) * 0.75], 4 * at);
-    inner.putImageData(image, 0, 0);
+    const small = el("canvas", { width: side, height: side }), dots = small.getContext("2d");
+    const image = dots.createImageData(side, side);
+    for (let at = 0; at < bytes.length; at++)
+      image.data.set([255, 120, 20, 0.75 * bytes.charCodeAt(at)], 4 * at);
+    dots.putImageData(image, 0, 0);
     pen.imageSmoothingQuality = "high";
-    pen.drawImage(small, 0, 0, canvas.width, canvas.height);
+    pen.drawImage(small, 0, 0, cover.width, cover.height);
   });
 }
 
 function texts(study) {
+  const rank = (what) => data.outcomes.indexOf(what);
   const piece = ([text, marks]) => {
     if (!marks.length) return text;
-    const worst = marks.map(([, what]) => what).sort((a, b) => data.outcomes.indexOf(b) - data.outcomes.indexOf(a))[0];
-    const title = marks.map(([finding, what, how]) => `${finding}: ${what}${how === "asserted" ? "" : ` (${how} here)`}`).join("; ");
-    return el("mark", { class: KINDS[worst], title }, text);
+    const worst = marks.map(([, what]) => what).sort((a, b) => rank(b) - rank(a))[0];
+    const words = marks.map(([finding, what, state]) =>
+      `${finding}: ${what}` + (state === "asserted" ? "" : ` (${state} here)`));
+    return el("mark", { class: CLASS_OF[worst], title: words.join("; ") }, text);
   };
-  return el("div", { class: "texts" }, ...["reference", "generated"].map((which) => el("div", { id: which },
-    el("h3", {}, which), el("p", { class: "report" }, ...study[which].map(piece)))));
+  return el("div", { class: "texts" }, ...["reference", "generated"].map((which) =>
+    el("div", { id: which }, el("h3", {}, which), el("p", { class: "report" }, ...study[which].map(piece)))));
 }
 
-const legend = () => el("p", { class: "legend soft bar" }, ...data.outcomes.map((o) => el("span", { class: KINDS[o] }, o)),
-  "Missed is marked in the generated report where it denies or doubts the finding, and invented in the reference likewise.");
+function legend() {
+  return el("p", { class: "legend soft bar" },
+    ...data.outcomes.map((outcome) => el("span", { class: CLASS_OF[outcome] }, outcome)),
+    "Missed is marked in the generated report where that denies or doubts the finding; invented so in the " +
+    "reference.");
+}
 
 // Blind review
 
 const shownAs = (study) => (study.blind[1] ? ["generated", "reference"] : ["reference", "generated"]); // A, B
-const answersOf = (study) => (review.answers[study.blind[0]] ??= { A: {}, B: {} });
+
+function answersTo(study) {
+  return (review.answers[study.blind[0]] ??= { A: {}, B: {} });
+}
 
 function answered(study) {
-  const given = review.answers[study.blind[0]], n = given ? [given.A, given.B].flatMap((g) => QUESTIONS.filter(([q]) => g[q])).length : 0;
-  return n === 2 * QUESTIONS.length ? "answered" : n ? "begun" : "";
+  const given = Object.values(review.answers[study.blind[0]] ?? {});
+  const n = given.flatMap((answers) => Object.keys(QUESTIONS).filter((question) => answers[question])).length;
+  return n === 2 * Object.keys(QUESTIONS).length ? "answered" : n ? "begun" : "";
 }
 
 function forms(study) {
-  const answers = answersOf(study);
-  return [el("div", { class: "texts" }, ...shownAs(study).map((which, i) => {
-    const letter = "AB"[i], given = answers[letter];
-    const put = (question, value) => { given[question] = value; keep(); label(state.at); tally(); };
-    const comment = el("textarea", { placeholder: "remarks", "aria-label": `remarks on ${letter}`, oninput: () => put("remarks", comment.value) });
-    comment.value = given.remarks ?? "";
-    return el("div", { id: `text-${letter}` }, el("h3", {}, letter),
-      el("p", { class: "report" }, study[which].map(([text]) => text).join("")),
-      ...QUESTIONS.map(([question, values]) => el("fieldset", {}, el("legend", {}, question), ...values.map((value) => {
-        const radio = el("input", { type: "radio", name: `${letter} ${question}`, value, oninput: () => put(question, value) });
+  return el("div", { class: "texts" }, ...shownAs(study).map((which, i) => {
+    const letter = "AB"[i], given = answersTo(study)[letter];
+    const put = (question, value) => {
+      given[question] = value;
+      keep();
+      label(state.at);
+      tally();
+    };
+    const questions = Object.entries(QUESTIONS).map(([question, values]) =>
+      el("fieldset", {}, el("legend", {}, question), ...values.map((value) => {
+        const name = `${letter} ${question}`;
+        const radio = el("input", { type: "radio", name, value, oninput: () => put(question, value) });
         radio.checked = given[question] === value;
         return el("label", {}, radio, " ", value);
-      }))), comment);
-  }))];
+      })));
+    const remarks = el("textarea", { placeholder: "remarks", "aria-label": `remarks on ${letter}` });
+    remarks.value = given.remarks ?? "";
+    remarks.oninput = () => put("remarks", remarks.value);
+    const text = study[which].map(([piece]) => piece).join("");
+    return el("div", { id: `text-${letter}` }, el("h3", {}, letter), el("p", { class: "report" }, text),
+      ...questions, remarks);
+  }));
 }
 
 function tally() {
@@ -209,47 +261,55 @@ function tally() {
 
 function download() {
   const answers = data.studies.flatMap((study) => shownAs(study).map((text, i) => {
-    const { remarks, ...given } = review.answers[study.blind[0]]?.["AB"[i]] ?? {};
-    return { id: study.id, text, shown_as: "AB"[i], correct: given["correct"] ?? null, complete: given["complete"] ?? null,
-             would_sign: given["would sign"] ?? null, remarks: remarks ?? "", seen_open_before: study.blind[0] in review.opened };
+    const given = answersTo(study)["AB"[i]];
+    return {
+      id: study.id, text, shown_as: "AB"[i], correct: given["correct"] ?? null,
+      complete: given["complete"] ?? null, would_sign: given["would sign"] ?? null,
+      remarks: given.remarks ?? "", seen_open_before: study.blind[0] in review.opened,
+    };
   })).filter((a) => a.correct || a.complete || a.would_sign || a.remarks);
   const file = { settings: data.settings, reader: review.reader, written: new Date().toISOString(), answers };
-  const link = el("a", { href: URL.createObjectURL(new Blob([JSON.stringify(file, null, 1)], { type: "application/json" })), download: "review.json" });
+  const blob = new Blob([JSON.stringify(file, null, 1)], { type: "application/json" });
+  const link = el("a", { href: URL.createObjectURL(blob), download: "review.json" });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000); // when it surely is saved
 }
 
 function keep() {
-  try { localStorage.setItem(KEPT, JSON.stringify(review)); } catch { /* a browser that keeps nothing: download before closing */ }
+  try {
+    localStorage.setItem("llamaxr review " + data.key, JSON.stringify(review));
+  } catch { /* a browser that keeps nothing: the answers are in the open page alone, until downloaded */ }
 }
 
 function setBlind(blind) {
   state.blind = blind;
   state.heat = null;
-  $("tables").hidden = $("filters").hidden = blind;
+  for (const id of ["tables", "filters", "settings"]) $(id).hidden = blind;
   $("review").hidden = !blind;
   $("blind").textContent = blind ? "End the blind review" : "Blind review";
   $("title").textContent = blind ? "Reports to judge" : "Generated reports beside the true ones";
-  $("settings").hidden = blind;
   tally();
   filter();
 }
 
 // Setting up
 
-try { review = { ...review, ...JSON.parse(localStorage.getItem(KEPT)) }; } catch { /* as above */ }
-const named = Object.entries(data.settings).map(([name, value]) => `${name} ${value}`);
-if (data.settings.data === "sample") named.push("drawn phantoms, a demonstration");
-$("settings").textContent = named.join(" · ");
+try {
+  review = { ...review, ...JSON.parse(localStorage.getItem("llamaxr review " + data.key)) };
+} catch { /* as above */ }
+const settings = Object.entries(data.settings).map((pair) => pair.join(" "));
+if (data.settings.data === "sample") settings.push("drawn phantoms, a demonstration");
+$("settings").textContent = settings.join(" · ");
 $("words").replaceChildren(...data.in_words.map((line) => el("li", {}, line)));
 $("constant").textContent = data.constant ? `The constant report: ${data.constant}` : "";
-$("group").replaceChildren(...Object.entries(data.sizes).map(([name, n]) => el("option", { value: name }, `${name} (${n})`)));
-$("finding").replaceChildren(...["", ...data.names].map((name) => el("option", { value: name }, name || "any finding")));
-$("outcome").replaceChildren(...["", "any error", ...data.outcomes, "no error"].map((o) => el("option", { value: o }, o || "right or not")));
+$("group").replaceChildren(...options(Object.keys(data.sizes), (name) => `${name} (${data.sizes[name]})`));
+$("finding").replaceChildren(...options(["", ...data.names], (name) => name || "any finding"));
+$("outcome").replaceChildren(...options(["", "any error", ...data.outcomes, "no error"],
+  (name) => name || "right or not"));
 $("reader").value = review.reader;
 $("group").onchange = showTables;
 $("finding").onchange = $("outcome").onchange = filter;
-$("all").onclick = () => { $("finding").value = $("outcome").value = ""; filter(); };
+$("all").onclick = () => choose("", "");
 $("reader").oninput = () => { review.reader = $("reader").value; keep(); };
 $("download").onclick = download;
 $("blind").onclick = () => setBlind(!state.blind);
@@ -260,6 +320,7 @@ document.onkeydown = (event) => {
   const by = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 }[event.key];
   if (by) { event.preventDefault(); step(by); }
 };
-document.addEventListener("change", (event) => event.target.matches("select") && event.target.blur()); // so that j steps
+// so that a key steps again after something was chosen
+document.addEventListener("change", (event) => event.target.matches("select") && event.target.blur());
 showTables();
 setBlind(location.hash === "#blind"); // report.html#blind opens blind at once
