@@ -13,7 +13,7 @@ const QUESTIONS = {
 // rows: the studies listed, as places in data.studies; at: which of them is shown; heat: the finding whose map
 // lies on the films, or null
 const state = { blind: false, rows: [], at: 0, heat: null };
-// What a reader did, kept in the browser; answers, and opened (seen with marks), by a study's place in the review
+// What a reader did, kept in the browser: answers, and opened (seen with marks), by a study's place in review
 let review = { reader: "", answers: {}, opened: {} };
 
 function el(tag, attributes = {}, ...children) {
@@ -211,8 +211,7 @@ function texts(study) {
 function legend() {
   return el("p", { class: "legend soft bar" },
     ...data.outcomes.map((outcome) => el("span", { class: CLASS_OF[outcome] }, outcome)),
-    "Missed is marked in the generated report where that denies or doubts the finding; invented so in the " +
-    "reference.");
+    "Where one text asserts a finding and the other denies or doubts it, both places are marked.");
 }
 
 // Blind review
