@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from llamaxr import report_page
 from llamaxr.checkpoint import write_json
 from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
@@ -54,9 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.meteor15 and java is None:
         raise UserError(meteor15.MISSING)
     if options.score is not None:
-        ids, judged, written, settings, out = of_a_file(options)
+        ids, judged, written, settings, out, look = of_a_file(options)
     else:
-        ids, judged, written, settings, out = of_a_run(options)
+        ids, judged, written, settings, out, look = of_a_run(options)
     if options.r2gen_compat and not judged.train_reports:
         raise UserError("--r2gen-compat takes its vocabulary from training reports; give --train-reports")
     reader = wordnet.find(CACHE / "wordnet")
@@ -73,16 +74,20 @@ def main(argv: list[str] | None = None) -> None:
         for i, r, g in zip(ids, judged.references, judged.generated, strict=True)
     ]
     write_lines(out / "reports.jsonl", lines)
+    with tqdm(desc="report.html", unit=" studies", leave=False) as bar:
+        report_page.write(out / "report.html", results, lines, judged, table.titles(options.r2gen_compat),
+                          look, options.seed, bar.update)  # fmt: skip
     if options.json:
         print(json.dumps(results))
     else:
         print(", ".join(f"{name} {value}" for name, value in settings.items()))
         print(table.as_text(results["groups"], options.r2gen_compat))
-        print(f"written: {out / 'results.json'}, {out / 'reports.jsonl'}")
+        print(f"written: {out / 'results.json'}, {out / 'reports.jsonl'}, {out / 'report.html'} (to look at)")
 
 
 def of_a_run(options: EvalOptions):
-    """Write the split's reports with the run's model; ids, what is judged, all writers, settings, folder."""
+    """Write the split's reports with the run's model; ids, what is judged, all writers, settings, folder,
+    and the views of a study for the page."""
     run = options.run or newest_run() or DEMO
     trained, vision, model, step = open_run(run, options.device)
     if options.root is not None:
@@ -118,7 +123,8 @@ def of_a_run(options: EvalOptions):
     nearest = baselines.nearest_reports(looks[0], judged.train_reports, looks[1])
     val_reports = [s.report for s in studies if s.split == "val"]
     written = table.writers(judged, val_reports, nearest, options.seed)
-    return [s.id for s in chosen], judged, written, settings, out
+    look = lambda i: report_page.views(vision, chosen[i], by_id[chosen[i].id])
+    return [s.id for s in chosen], judged, written, settings, out, look
 
 
 def of_a_file(options: EvalOptions):
@@ -141,7 +147,8 @@ def of_a_file(options: EvalOptions):
         warn("no --train-reports: the constant and random reports are left out of the table")
     settings = {"score": str(options.score), "seed": options.seed, "studies": len(rows)}
     out = options.out or options.score.with_name(options.score.stem + "-scores")
-    return [row["id"] for row in rows], judged, table.writers(judged, [], None, options.seed), settings, out
+    written = table.writers(judged, [], None, options.seed)
+    return [row["id"] for row in rows], judged, written, settings, out, None
 
 
 def warn(line: str) -> None:

@@ -337,6 +337,9 @@ def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [str(i) for i in range(32, 38)]
     assert lines[0].keys() == {"id", "reference", "generated"}
+    assert (tmp_path / "report.html").read_text().count("data:image/jpeg;base64,") == sum(
+        len(list((run.parent / "images" / line["id"]).iterdir())) for line in lines
+    )
 
 
 def test_a_broken_off_evaluation_goes_on_where_it_was(run, evaluated, tmp_path, monkeypatch):

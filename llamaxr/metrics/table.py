@@ -192,19 +192,23 @@ def plain_words(table: dict) -> list[str]:
     return lines
 
 
-def as_text(table: dict, compat: bool = False) -> str:
-    """The table for a terminal: a block a convention and group, a line a writer, scores with intervals."""
-    titles = {
+def titles(compat: bool = False) -> dict[str, str]:
+    """What each of BLOCKS is, by the names of the conventions."""
+    return {
         "llama_xr": overlap.CONVENTION,
         "coco": coco.CONVENTION_COMPAT if compat else coco.CONVENTION,
         "findings": "Findings that reports assert, against the true ones",
         "reports": "The reports themselves",
     }
-    lines = []
+
+
+def as_text(table: dict, compat: bool = False) -> str:
+    """The table for a terminal: a block a convention and group, a line a writer, scores with intervals."""
+    lines, title = [], titles(compat)
     for group, part in table.items():
         for block, names in BLOCKS.items():
             shown = [n for n in names if n in part["writers"][SYSTEM][block]]
-            lines += [f"\n{group}, {part['studies']} studies. {titles[block]}"]
+            lines += [f"\n{group}, {part['studies']} studies. {title[block]}"]
             lines += [f"{'':10s}" + "".join(f"{n.replace('_', '-'):>23s}" for n in shown)]
             for writer, blocks in part["writers"].items():
                 cells = [_cell(blocks[block][n]) for n in shown]
