@@ -2,6 +2,7 @@
 
     python eval.py --run runs/NAME --split test                a trained run on its data
     python eval.py --score FILE.jsonl --train-reports FILE     any system's reports; no model is loaded
+    torchrun --nproc-per-node 2 eval.py --run runs/NAME        the reports written by several processes
 
 FILE.jsonl holds an object a study: id, reference, generated. The training reports, a JSON string or an object
 with a `report` a line, are for the floors. Every score stands with its 95% interval over the studies, by two
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llamaxr import report_page
+from llamaxr import distributed, report_page
 from llamaxr.checkpoint import write_json
 from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
@@ -28,7 +29,17 @@ from llamaxr.features import StudyFeatures
 from llamaxr.metrics import baselines, meteor15, table, wordnet
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.options import option, parse
-from llamaxr.run import CACHE, DEMO, RUNS, load_studies, newest_run, open_run, ready_to_write, see_studies
+from llamaxr.run import (
+    CACHE,
+    DEMO,
+    RUNS,
+    load_studies,
+    newest_run,
+    open_run,
+    pick_device,
+    ready_to_write,
+    see_studies,
+)
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,13 @@ def of_a_run(options: EvalOptions):
     """Write the split's reports with the run's model; ids, what is judged, all writers, settings, folder,
     and the views of a study for the page."""
     run = options.run or newest_run() or DEMO
+    device, rank = distributed.start(pick_device(options.device)), distributed.rank()
     trained, vision, model, step = open_run(run, options.device)
     if options.root is not None:
         trained = replace(trained, root=options.root)
-    device = model.projector.place.device
-    studies = load_studies(trained, warn)
-    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
+    with distributed.in_turns():
+        studies = load_studies(trained, warn)
+    with tqdm(desc="looking at images", unit=" images", leave=False, disable=rank > 0) as bar:
         pairs = see_studies(trained, vision, studies, device, warn, bar.update)
     studies, by_id = [s for _, s in pairs], {s.id: features for features, s in pairs}
     chosen = [s for s in studies if s.split == options.split][: options.limit or None]
@@ -108,10 +120,12 @@ def of_a_run(options: EvalOptions):
     out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
-                "seed": options.seed, "studies": len(chosen), "device": str(device),
+                "seed": options.seed, "studies": len(chosen), "device": device.type,
                 "max_tokens": options.max_tokens}  # fmt: skip
     ready_to_write(model, device)
     reports = write(model, [(s.id, by_id[s.id]) for s in chosen], options, out / "generated.jsonl", settings)
+    if rank > 0:
+        sys.exit()  # the reports are written; scoring them is rank 0's
     judged = table.Judged(
         [s.report for s in chosen],
         reports,
@@ -152,38 +166,55 @@ def of_a_file(options: EvalOptions):
 
 
 def warn(line: str) -> None:
-    tqdm.write(f"warning: {line}", file=sys.stderr)
+    if distributed.is_main():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 @torch.inference_mode()
 def write(model, seen: list[tuple[str, StudyFeatures]], options: EvalOptions, kept: Path, settings: dict):
-    """The greedy report of each study. Each batch goes to `kept` at once, and an evaluation that was broken
-    off goes on from there, if it is of the same settings."""
-    done, model_device = {}, model.projector.place.device
-    try:
-        first, *lines = kept.read_text(encoding="utf-8").splitlines()
-        for line in lines if json.loads(first) == settings else ():
-            row = json.loads(line)
-            done[row["id"]] = row["generated"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing kept, or broken off within a line: what cannot be read is written again
-    write_lines(kept, [settings, *({"id": i, "generated": text} for i, text in done.items())])
+    """The greedy report of each study. Each batch goes to a file at once, and an evaluation that was broken
+    off goes on from there, if it is of the same settings. Of several processes each writes every n-th batch,
+    to a file of its own; all end in `kept`."""
+    model_device, rank = model.projector.place.device, distributed.rank()
+    done = distributed.from_main(lambda: written_before(kept, settings))
     todo = sorted(
         (s for s in seen if s[0] not in done), key=lambda s: len(s[1].views)
     )  # equal prompts together
-    with kept.open("a", encoding="utf-8") as file:
-        for at in tqdm(range(0, len(todo), options.batch), desc="writing", unit="batch", leave=False):
-            part = todo[at : at + options.batch]
+    batches = distributed.share([todo[at : at + options.batch] for at in range(0, len(todo), options.batch)])
+    own = kept.with_name(f"{kept.stem}.{rank}.jsonl")
+    with (kept if rank == 0 else own).open("a", encoding="utf-8") as file:
+        if rank:
+            file.write(json.dumps(settings) + "\n")
+        for part in tqdm(batches, desc="writing", unit="batch", leave=False, disable=rank > 0):
             batch = model.collate([features for _, features in part]).to(model_device)
             rows = generate(
                 model.llama, model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens,
                 shared=batch.shared,
             )  # fmt: skip
             for (name, _), row in zip(part, rows, strict=True):
-                done[name] = model.said(row)[1]
-                file.write(json.dumps({"id": name, "generated": done[name]}) + "\n")
+                file.write(json.dumps({"id": name, "generated": model.said(row)[1]}) + "\n")
             file.flush()
+    distributed.gather(None)  # all have written
+    done = distributed.from_main(lambda: written_before(kept, settings))
     return [done[name] for name, _ in seen]
+
+
+def written_before(kept: Path, settings: dict) -> dict[str, str]:
+    """Study -> report, of what these settings wrote so far. What several processes left in files of their own
+    is moved to `kept`, so that any number of processes can go on."""
+    done, others = {}, sorted(kept.parent.glob(f"{kept.stem}.*.jsonl"))
+    for path in (kept, *others):
+        try:
+            first, *lines = path.read_text(encoding="utf-8").splitlines()
+            for line in lines if json.loads(first) == settings else ():
+                row = json.loads(line)
+                done[row["id"]] = row["generated"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing kept, or broken off within a line: what cannot be read is written again
+    write_lines(kept, [settings, *({"id": i, "generated": text} for i, text in done.items())])
+    for path in others:
+        path.unlink()
+    return done
 
 
 def summary(features: StudyFeatures) -> np.ndarray:

@@ -5,9 +5,11 @@ python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray: R2Gen
 python train.py --data iu_xray --root DIR --recipe paper         LLaMA-XR as published
 python train.py --data iu_xray --root DIR --describe [--json]    what is in a data set, and no training
 python train.py --resume [runs/NAME]                             go on where a run was stopped
+torchrun --nproc-per-node 2 train.py ...                         the same steps, their studies dealt out
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -20,7 +22,7 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from tqdm import tqdm
 
-from llamaxr import checkpoint
+from llamaxr import checkpoint, distributed
 from llamaxr.data.describe import as_text, describe
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
@@ -59,16 +61,21 @@ def main(argv: list[str] | None = None) -> None:
         return
     resumed = extra.resume is not None
     run, options = find_run(options, extra.resume, given)
-    device = pick_device(options.device)
+    device = distributed.start(pick_device(options.device))
+    run, is_main = distributed.from_main(lambda: run), distributed.is_main()  # its name may tell the time
+    if options.batch < distributed.size():
+        raise UserError(
+            f"--batch {options.batch} has no study for each of {distributed.size()} processes; raise it"
+        )
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # Adam's smallest moments would else slow a CPU down
 
-    with progress_bar() as show:
+    with distributed.in_turns(), progress_bar() as show:
         studies = load_studies(options, warn, show)
     tqdm.write(check_memory(options, studies, device))
     with progress_bar() as show:
         vision, model = build(options, device, show)
-    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
+    with tqdm(desc="looking at images", unit=" images", leave=False, disable=not is_main) as bar:
         seen = see_studies(options, vision, studies, device, warn, bar.update)
     pairs = {split: [(f, s) for f, s in seen if s.split == split] for split in ("train", "val")}
     train, val = pairs["train"][: options.limit or None], pairs["val"][: options.val_studies or None]
@@ -90,13 +97,14 @@ def main(argv: list[str] | None = None) -> None:
     start = 0
     if resumed:
         start = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
-    else:
-        if options.adapter:
-            checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
-        run.mkdir(parents=True)
-        checkpoint.write_json(run / "config.json", to_json(options))
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        drop_lines_after(run / name, start)
+    elif options.adapter:
+        checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
+    if is_main:
+        if not resumed:
+            run.mkdir(parents=True)
+            checkpoint.write_json(run / "config.json", to_json(options))
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            drop_lines_after(run / name, start)
     tqdm.write(
         f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable numbers, "
         f"base {options.base} ({options.quantize}), {device}, {model.llama.dtype}"
@@ -105,29 +113,31 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
 
     stop = catch_signals()
-    log = (run / "metrics.jsonl").open("a", encoding="utf-8")
+    log = (run / "metrics.jsonl" if is_main else Path(os.devnull)).open("a", encoding="utf-8")
     if start == 0:
         write_line(log, {"step": 0, "val_loss": validate(model, val, options)})
-    bar = tqdm(total=options.steps, initial=start, desc="train", unit="step")
+    bar = tqdm(total=options.steps, initial=start, desc="train", unit="step", disable=not is_main)
     for step in range(start + 1, options.steps + 1):
         began = time.perf_counter()
         # The batches depend on the seed and the step alone, so a resumed run sees what it would have seen.
-        chosen = studies_of_step(train, step, options)
+        chosen = [distributed.share(part) for part in studies_of_step(train, step, options)]
         micro = [collate(model, part, options) for part in chosen]
-        n_targets = sum((batch.targets != IGNORE).sum() for batch in micro)
+        n_targets = distributed.total(sum((batch.targets != IGNORE).sum() for batch in micro))
         total = torch.zeros((), device=device)
         for batch in micro:
             loss = model.loss(batch)[0] / n_targets  # a mean over all report tokens of the step
             loss.backward()
             total += loss.detach()
+        distributed.sum_gradients(trainable)
         torch.nn.utils.clip_grad_norm_(trainable, options.clip)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(step, options)
         optimizer.step()
         optimizer.zero_grad()
 
-        line = {"step": step, "loss": total.item(), "lr": optimizer.param_groups[0]["lr"]}
-        line["tokens_per_s"] = round(sum(b.ids.numel() for b in micro) / (time.perf_counter() - began))
+        line = {"step": step, "loss": distributed.total(total).item(), "lr": optimizer.param_groups[0]["lr"]}
+        n_tokens = distributed.total(torch.tensor(sum(b.ids.numel() for b in micro))).item()
+        line["tokens_per_s"] = round(n_tokens / (time.perf_counter() - began))
         if step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
         worst = max(line["loss"], line.get("val_loss", 0.0), key=lambda loss: not np.isfinite(loss))
@@ -138,20 +148,23 @@ def main(argv: list[str] | None = None) -> None:
                 f"{last_checkpoint(run)}; start anew with a lower --lr and --projector-lr"
             )
         write_line(log, line)  # before its checkpoint, so that a run killed between lacks no line
-        if "val_loss" in line:
+        if is_main and "val_loss" in line:
             tqdm.write(f"step {step}: validation loss {line['val_loss']:.4f}")
             show_samples(run, step, model, shown, options)
             checkpoint.save(run, model, to_json(options), step, line["val_loss"], optimizer)
         bar.update()
         bar.set_postfix(loss=f"{line['loss']:.3f}", lr=f"{line['lr']:.1e}", tokens_per_s=line["tokens_per_s"])
-        if stop and step < options.steps:
-            if "val_loss" not in line:
+        caught = distributed.largest(max(stop, default=0))  # all stop at the step at which one was told to
+        if caught and step < options.steps:
+            if is_main and "val_loss" not in line:
                 checkpoint.save(run, model, to_json(options), step, None, optimizer)
             bar.close()
             tqdm.write(f"stopped at step {step} and saved; go on with: python train.py --resume {run}")
-            raise SystemExit(128 + stop[0])
+            distributed.gather(None)  # who left before it is saved would bring the others down
+            raise SystemExit(128 + caught)
     bar.close()
-    draw_loss(run)
+    if is_main:
+        draw_loss(run)
     tqdm.write(
         f"saved in {run}; next: python generate.py IMAGE --run {run}   or   python eval.py --run {run}"
     )
@@ -160,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
 @contextmanager
 def progress_bar():
     """A bar for what is drawn or downloaded: yields progress(what, done, total)."""
-    with tqdm(leave=False, delay=0.5, unit="", unit_scale=True) as bar:
+    with tqdm(leave=False, delay=0.5, unit="", unit_scale=True, disable=not distributed.is_main()) as bar:
 
         def show(what: str, done: int, total: int | None) -> None:
             if what != bar.desc:
@@ -172,7 +185,8 @@ def progress_bar():
 
 
 def warn(line: str) -> None:
-    tqdm.write(f"warning: {line}", file=sys.stderr)
+    if distributed.is_main():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
@@ -220,11 +234,13 @@ def schedule(step: int, options: TrainOptions) -> float:
 
 @torch.inference_mode()
 def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
-    """Mean loss a report token over the validation studies."""
+    """Mean loss a report token over the validation studies, of which each process reads its share."""
     total, count = 0.0, 0
     for i in range(0, len(val), options.batch):
-        loss, n = model.loss(collate(model, val[i : i + options.batch], options))
-        total, count = total + loss.item(), count + n.item()
+        if part := distributed.share(val[i : i + options.batch]):
+            loss, n = model.loss(collate(model, part, options))
+            total, count = total + loss.item(), count + n.item()
+    total, count = distributed.total(torch.tensor([total, count], dtype=torch.float64)).tolist()
     return total / count
 
 

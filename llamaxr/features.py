@@ -4,6 +4,7 @@ Kept features lie in a folder named by the weights of the vision network and by 
 image for it, in files of one batch each, where a row is named by the content of its image. So another weight,
 crop or image is another name and nothing stale is ever read; an interrupted run goes on after its last batch;
 and an image that two data sets or splits share is looked at once. Decoding runs in threads, a batch ahead.
+Of several processes (distributed.py) each looks at every n-th batch, and finds the others' in the folder.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import radiograph, vision
+from . import distributed, radiograph, vision
 from .data.study import Study
 from .errors import UserError
 from .radiograph import content_hash, load_radiograph
@@ -72,14 +73,17 @@ def study_features(
     images = [path for study in studies for _, path in study.views]
     # load_radiograph silences its decoders' warnings; threads may undo that in a wrong order, so: all at once
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        names = list(pool.map(_or_error(content_hash), images))
+        shares = distributed.gather(list(pool.map(_or_error(content_hash), distributed.share(images))))
+        names = [shares[i % len(shares)][i // len(shares)] for i in range(len(images))]
         folder = cache / f"features-{_key(net)}" if cache else None
         rows = _read(folder) if folder else {}
         faults = {str(path): n for path, n in zip(images, names, strict=True) if isinstance(n, UserError)}
-        todo = {
+        unseen = {
             n: path for path, n in zip(images, names, strict=True) if n not in rows and isinstance(n, str)
         }
-        for part, radiographs in _decoded(pool, list(todo.items()), batch):
+        todo = distributed.from_main(lambda: list(unseen.items()))  # later ones may find more in the folder
+        parts = [todo[at : at + batch] for at in range(0, len(todo), batch)]
+        for part, radiographs in _decoded(pool, distributed.share(parts) if folder else parts):
             whole = [
                 (n, r) for (n, _), r in zip(part, radiographs, strict=True) if not isinstance(r, UserError)
             ]
@@ -93,6 +97,12 @@ def study_features(
                     _keep(folder, [name for name, _ in whole], grids, scores)
             if progress:
                 progress(len(part))
+    if folder and distributed.size() > 1:
+        faults = {path: error for each in distributed.gather(faults) for path, error in each.items()}
+        rows = _read(folder)  # after `gather`, so all have looked
+        faulty = {name for name, path in todo if str(path) in faults}
+        if any(isinstance(n, str) and n not in rows and n not in faulty for n in names):
+            raise UserError(f"{folder} lacks what others saw; give a --cache on a disk that all share")
     if faults and unreadable is None:
         first = next(iter(faults.values()))
         raise (
@@ -119,10 +129,9 @@ def _of_study(seen: list[tuple[int, _Row | None]]) -> StudyFeatures:
 
 
 def _decoded(
-    pool: ThreadPoolExecutor, images: list[tuple[str, Path]], batch: int
+    pool: ThreadPoolExecutor, parts: list[list[tuple[str, Path]]]
 ) -> Iterator[tuple[list[tuple[str, Path]], list[torch.Tensor | UserError]]]:
-    """Batches of (name, path) with their radiographs, the next batch being decoded while one is looked at."""
-    parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+    """Each batch of (name, path) with its radiographs, the next being decoded while one is looked at."""
     ahead = []
     for part in [*parts, []]:
         ahead.append((part, [pool.submit(_or_error(load_radiograph), path) for _, path in part]))

@@ -12,9 +12,9 @@
     ### Response:
     The heart is enlarged. ... <EOS>          only this carries loss, its EOS included
 
-With an outline the response begins with a line of what the report asserts, `Findings: effusion left, nodule.`,
-and the report follows on the next. Most words of a report are the same for everybody, and a model lowers its loss
-by learning those, long before it looks at the image; a word of the outline can be known from the image alone.
+With an outline the response begins with a line of what the report asserts, `Findings: effusion left, nodule.`
+and the report follows on the next. Most words of a report are the same for everybody: a model lowers its loss
+by learning those, long before it looks at the image. A word of the outline is known from the image alone.
 
 A place for a soft token is the id SLOT. It is negative, so that it can be no word of any vocabulary.
 """

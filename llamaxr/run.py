@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, memory
+from . import checkpoint, distributed, memory
 from .data import iu_xray, mimic_cxr, phantom, table
 from .data.report import SECTIONS
 from .data.study import ON_MISSING, Study
@@ -33,7 +33,10 @@ LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already
 # `paper` is LLaMA-XR as published (section 4.2); others found that its rate does not move the model in its
 # 195 steps, and that 2e-4 does (--recipe paper --lr 2e-4).
 RECIPES: dict[str, dict] = {
-    "ours": {"outline": True, "batch": 8, "lr": 5e-4, "projector_lr": 1e-3, "epochs": 3.0, "steps": 0, "val_every": 100},
+    "ours": {
+        "outline": True, "batch": 8, "lr": 5e-4, "projector_lr": 1e-3, "epochs": 3.0, "steps": 0,
+        "val_every": 100,
+    },
     "paper": {
         "bridge": "scores", "vision": "densenet121-res224-all", "rank": 16, "lora_alpha": 16.0, "lr": 2e-6,
         "optimizer": "adamw8bit", "warmup": 30, "weight_decay": 0.01, "batch": 8, "accumulate": 4,
@@ -203,7 +206,7 @@ def see_studies(
 
 
 def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> str:
-    """What the run will need beside what there is, in a line. UserError with advice where it cannot fit."""
+    """What a process will need beside what there is, in a line. UserError with advice where it cannot fit."""
     config = read_config(base_folder(options) / "config.json")
     longest = max((len(s.report) for s in studies if s.split == "train"), default=0) // 3 + 1
     report = min(options.max_report_tokens, longest)  # three letters a token at least; four are usual
@@ -212,14 +215,20 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
     in_4_bits = options.quantize == "nf4"
     needs = memory.training_needs(
         config, in_4_bits=in_4_bits, dtype=compute_dtype(options, device), rank=options.rank,
-        projector=(1024, options.grid), rows=options.batch, time=prompt + report, report_tokens=report,
-        recompute=options.recompute,
+        projector=(1024, options.grid), time=prompt + report, report_tokens=report,
+        rows=math.ceil(options.batch / distributed.size()), recompute=options.recompute,
     )  # fmt: skip
-    has = memory.available(device)
+    has = room(device)
     line = memory.table(needs, has)
     if mend := memory.advice(needs, has, options.batch, options.recompute, in_4_bits):
         raise UserError(f"this run does not fit ({line}); {mend}")
     return line
+
+
+def room(device: torch.device) -> int:
+    """Bytes that each process may take, as rank 0 sees it, so that all decide alike."""
+    has = distributed.from_main(lambda: memory.available(device))
+    return has // distributed.size() if device.type == "cpu" else has
 
 
 def compute_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
@@ -271,7 +280,7 @@ def ready_to_write(model: LlamaXR, device: torch.device) -> None:
     llama = model.llama
     layers = [m for m in llama.modules() if isinstance(m, LoRALinear)]
     size = sum(m.base.in_features * m.base.out_features for m in layers) * llama.dtype.itemsize
-    if memory.available(device) > 1.5 * size:
+    if room(device) > 1.5 * size:
         merge(llama, llama.dtype)
         llama.to(llama.dtype)  # the embedding and the head, where they were held in 16 bits
 

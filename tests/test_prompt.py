@@ -76,8 +76,8 @@ def test_filler_is_never_the_end_token(tokenizer):
     assert tokenizer.pad_id not in tokenizer.eos_ids
 
 
-def test_an_outline_says_what_the_report_asserts_and_on_which_side_and_nothing_denied():
-    report = "Heart size is normal. Small left pleural effusion and a right upper lobe nodule. No pneumothorax."
+def test_an_outline_says_what_the_report_asserts_with_its_side_and_nothing_denied():
+    report = "Heart size is normal. Small left effusion and a right upper lobe nodule. No pneumothorax."
     assert with_outline(report) == f"Findings: effusion left, nodule right.\n{report}"
     assert with_outline("The lungs are clear.") == "Findings: none.\nThe lungs are clear."
 
