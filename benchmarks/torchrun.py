@@ -1,12 +1,13 @@
 """Measure what a second process is worth: train.py alone against train.py under torchrun, a thread each.
 
-    python benchmarks/torchrun.py [--root IU_XRAY --base LLAMA_DIR --cache DIR]
+    python benchmarks/torchrun.py                                            on the embedded sample
+    python benchmarks/torchrun.py --root IU_XRAY --base LLAMA_DIR            on IU X-ray, with a base of yours
 
-The same steps on the embedded sample, and then, where named, on IU X-ray with a base of yours, three times:
-by one process; by two under torchrun; and, for the limit that the machine itself sets (its cores share caches
-and memory), by two that know nothing of each other and each do all of it. Steps are timed from outside, by
-when their lines come into metrics.jsonl; the first warms up and the last validates, so both are left out.
-Features are kept beforehand, by a run of one step. Figures go to benchmarks/results/torchrun.json.
+The same steps three times: by one process; by two under torchrun; and, for the limit that the machine itself
+sets (its cores share caches and memory), by two that know nothing of each other and each do all of it. Steps
+are timed from outside, by when their lines come into metrics.jsonl, the first and the last left out: one
+warms up, one validates. Features are kept beforehand, by a run of one step. Figures go to
+benchmarks/results/torchrun.json, beside those of the other work.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import HOME, write_results
+from measure import HOME, RESULTS, machine, write_results
 
 BATCH = 8
 
@@ -49,10 +50,10 @@ def run_all(runs: list[Path], options: list[str], processes: int = 1) -> list[tu
 
 def measure(options: list[str], steps: int) -> dict:
     """Studies per second by one process, by two together, by two side by side; how far the losses differ."""
-    options = [*options, "--batch", str(BATCH), "--val-every", "9999", "--val-studies", "16"]
+    options = [*options, "--batch", str(BATCH), "--val-every", "9999", "--val-studies", "8"]
     options += ["--n-samples", "0"]
     with tempfile.TemporaryDirectory() as folder:
-        run_all([Path(folder, "first")], [*options, "--steps", "1"])
+        run_all([Path(folder, "first")], [*options, "--steps", "1", "--batch", "1", "--val-studies", "1"])
         options += ["--steps", str(steps)]
         one = run_all([Path(folder, "one")], options)
         two = run_all([Path(folder, "two")], options, processes=2)
@@ -68,7 +69,7 @@ def measure(options: list[str], steps: int) -> dict:
     limit = sum(speed(seen) for seen, _ in beside)
     pairs = list(zip(losses(one[0][1]), losses(two[0][1]), strict=True))
     return {
-        "options": options, "timed_studies": BATCH * (steps - 2),
+        **machine(), "options": options, "timed_studies": BATCH * (steps - 2),
         "studies_per_s": {"one": alone, "two under torchrun": together, "two side by side": limit},
         "efficiency": together / (2 * alone), "efficiency_of_the_machine": limit / (2 * alone),
         "largest_relative_difference_of_losses": max(abs(a - b) / a for a, b in pairs),
@@ -83,21 +84,22 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="IU X-ray in one of its forms; with --base")
     parser.add_argument("--base", type=Path, help="Llama checkpoint folder to train on it")
     parser.add_argument("--cache", type=Path, help="folder for what is kept of images")
-    parser.add_argument("--steps", type=int, nargs=2, default=(12, 6), help="on the sample, and on IU X-ray")
+    parser.add_argument("--steps", type=int, default=6, help="of which the first and last are not timed")
     options = parser.parse_args()
-    cache = ["--cache", str(options.cache)] if options.cache else []
-    works = {"sample": (["--data", "sample", *cache], options.steps[0])}
+    name, what = "sample", ["--data", "sample"]
     if options.root and options.base:
-        real = ["--data", "iu_xray", "--root", str(options.root), "--base", str(options.base), *cache]
-        works["iu_xray"] = ([*real, "--grid", "4"], options.steps[1])
-    results = {}
-    for name, (what, steps) in works.items():
-        results[name] = measure(what, steps)
-        per_s = ", ".join(f"{how} {speed:.2f}" for how, speed in results[name]["studies_per_s"].items())
-        rest = "efficiency {efficiency:.2f}, the machine's own {efficiency_of_the_machine:.2f}; "
-        rest += "losses differ by {largest_relative_difference_of_losses:.1e}"
-        print(f"{name}: {per_s} studies/s; {rest.format(**results[name])}")
-    write_results("torchrun", results)
+        name, what = "iu_xray", ["--data", "iu_xray", "--root", str(options.root)]
+        what += ["--base", str(options.base), "--grid", "4"]
+    if options.cache:
+        what += ["--cache", str(options.cache)]
+    figures = measure(what, options.steps)
+    per_s = ", ".join(f"{how} {speed:.2f}" for how, speed in figures["studies_per_s"].items())
+    rest = "efficiency {efficiency:.2f}, the machine's own {efficiency_of_the_machine:.2f}; "
+    rest += "losses differ by {largest_relative_difference_of_losses:.1e}"
+    print(f"{name}: {per_s} studies/s; {rest.format(**figures)}")
+    path = RESULTS / "torchrun.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    write_results("torchrun", {**kept, "machine": machine(), name: figures})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ target tokens, before the loss is divided by them; of the gradients; and of the 
 After the second all copies have the same gradient, bit for bit, and so the same weights after the step. That
 gradient is one process's but for rounding: the same numbers are added up in another order.
 
-`--` is there because torchrun would take eval.py's --run for its own --run-path. On Ctrl-C all stop at the same
-step; to end it and save, torchrun leaves them 30 seconds, or its --shutdown-timeout.
+`--` is there because torchrun would take eval.py's --run for its own --run-path. On Ctrl-C all stop at the
+same step; to end it and save, torchrun leaves them 30 seconds, or its --shutdown-timeout.
 
 Several machines must see the same run and cache folders. Without torchrun every function here is what it is
 for one process alone, which has nobody to wait for.
