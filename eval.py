@@ -2,7 +2,7 @@
 
     python eval.py --run runs/NAME --split test                a trained run on its data
     python eval.py --score FILE.jsonl --train-reports FILE     any system's reports; no model is loaded
-    torchrun --nproc-per-node 2 eval.py --run runs/NAME        the reports written by several processes
+    torchrun --nproc-per-node 2 -- eval.py --run runs/NAME     the reports written by several processes
 
 FILE.jsonl holds an object a study: id, reference, generated. The training reports, a JSON string or an object
 with a `report` a line, are for the floors. Every score stands with its 95% interval over the studies, by two

@@ -5,7 +5,7 @@ python train.py --data iu_xray --root DIR --base LLAMA_DIR       IU X-ray: R2Gen
 python train.py --data iu_xray --root DIR --recipe paper         LLaMA-XR as published
 python train.py --data iu_xray --root DIR --describe [--json]    what is in a data set, and no training
 python train.py --resume [runs/NAME]                             go on where a run was stopped
-torchrun --nproc-per-node 2 train.py ...                         the same steps, their studies dealt out
+torchrun --nproc-per-node 2 -- train.py ...                      the same steps, their studies dealt out
 """
 
 import json

@@ -1,13 +1,17 @@
 """One process of several: what each needs to know, and the few things that they do together.
 
-    torchrun --nproc-per-node 8 train.py ...                                     one machine with 8 GPUs
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29500 train.py   two such machines
+    torchrun --nproc-per-node 8 -- train.py ...                 one machine with 8 GPUs
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -- train.py ...
+                                                                two such machines; the same on each
 
 torchrun starts the same program n times and tells each copy its number, its rank. All copies hold the whole
 model and take the same steps; only the studies of a step are dealt out. Three sums make up for that: of the
 target tokens, before the loss is divided by them; of the gradients; and of the loss itself, for the log.
 After the second all copies have the same gradient, bit for bit, and so the same weights after the step. That
 gradient is one process's but for rounding: the same numbers are added up in another order.
+
+`--` is there because torchrun would take eval.py's --run for its own --run-path. On Ctrl-C all stop at the
+same step; to end it and save, torchrun leaves them 30 seconds, or its --shutdown-timeout.
 
 Several machines must see the same run and cache folders. Without torchrun every function here is what it is
 for one process alone, which has nobody to wait for.
