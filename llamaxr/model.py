@@ -72,7 +72,7 @@ class LlamaXR(nn.Module):
     ) -> Batch:
         """Studies (and, to train, their reports) -> Batch."""
         grids = torch.cat([study.grids for study in studies])  # (n, channels, 7, 7)
-        views = torch.tensor([view for study in studies for view in study.views])
+        views = torch.tensor([view for study in studies for view in study.views], dtype=torch.long)
         prompts = [self.prompt(study) for study in studies]
         if reports is not None:
             reports = [with_outline(report) if self.outline else report for report in reports]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .data.study import Study
 from .errors import UserError, one_line_errors
 from .metrics.findings import find, locate
+from .metrics.probes import auroc
 from .options import option, parse
 from .radiograph import load_radiograph
 from .run import CACHE, DATA, TrainOptions, load_studies, pick_device
@@ -153,18 +154,6 @@ def predict(vision: Vision, pixels: Tensor, batch: int = 64) -> Tensor:
     device = vision.net.classifier.weight.device
     parts = [to_radiographs(part, device) for part in pixels.split(batch)]
     return torch.cat([vision.scores(vision.features(part)).cpu() for part in parts])
-
-
-def auroc(predicted: Tensor, present: Tensor) -> float:
-    """The chance that a study with the finding scores above one without, ties half; NaN without both kinds.
-
-    predicted, present: (n,), present of 0 and 1.
-    """
-    with_it, without = predicted[present == 1].double(), predicted[present == 0].double().sort().values
-    if not len(with_it) or not len(without):
-        return math.nan
-    below = torch.searchsorted(without, with_it) + torch.searchsorted(without, with_it, right=True)
-    return (below.double().mean() / 2 / len(without)).item()
 
 
 def study_scores(predicted: Tensor, owner: Tensor, n_studies: int) -> Tensor:

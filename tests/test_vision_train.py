@@ -14,7 +14,6 @@ from llamaxr.vision import PATHOLOGIES, TINY, Vision, load_vision
 from llamaxr.vision_train import (
     LEAST,
     PATHOLOGIES_OF,
-    auroc,
     fit,
     only_labelled,
     pathologies,
@@ -57,16 +56,6 @@ def test_pathologies_that_too_few_have_or_lack_are_unknown():
 def test_places_tell_the_side():
     placed = places([study("Left pleural effusion."), study("Right pleural effusion."), study("Clear.")])
     assert placed.tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]  # effusion, on the left, on the right
-
-
-def test_auroc_is_the_share_of_pairs_in_the_right_order():
-    generator = torch.Generator().manual_seed(0)
-    predicted = torch.randint(0, 6, (60,), generator=generator).float()  # many ties
-    present = torch.randint(0, 2, (60,), generator=generator).float()
-    pairs = [(p > q) + (p == q) / 2 for p in predicted[present == 1] for q in predicted[present == 0]]
-    assert auroc(predicted, present) == pytest.approx(float(sum(pairs) / len(pairs)))
-    assert auroc(present, present) == 1 and auroc(-present, present) == 0
-    assert math.isnan(auroc(predicted, torch.ones(60)))
 
 
 def test_a_studys_score_is_the_mean_over_its_views():

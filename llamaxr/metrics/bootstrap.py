@@ -6,7 +6,7 @@ per-study counts, so no report is read again: a resample of the studies is a row
 and all resamples are one matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -33,12 +33,14 @@ def bootstrap(
     value = score(counts.sum(0, keepdims=True))  # (1, m)
     if n == 0:
         return np.repeat(value, 3, 0).T
-    rng = np.random.default_rng(seed)
-    rows = max(1, BLOCK // n)
-    blocks = []
-    for at in range(0, n_resamples, rows):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, n_resamples - at))  # (rows, n)
-        blocks.append(score(drawn.astype(np.float64) @ counts))  # (rows, m)
+    blocks = [score(drawn @ counts) for drawn in resamples(n, n_resamples, seed)]  # each (rows, m)
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(blocks), [tail, 1 - tail], axis=0)  # each (m,)
     return np.stack([value[0], low, high], axis=1)
+
+
+def resamples(n: int, n_resamples: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each of n studies is drawn in each resample, in blocks (rows, n) of a bounded size."""
+    rng, rows = np.random.default_rng(seed), max(1, BLOCK // n)
+    for at in range(0, n_resamples, rows):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(rows, n_resamples - at)).astype(np.float64)

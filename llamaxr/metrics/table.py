@@ -119,25 +119,25 @@ def spread(blocks: list[dict]) -> dict:
 
 def judge(judged: Judged, written: dict, scorer: Scorer) -> dict:
     """Group -> {"studies": n, "writers": writer -> block -> score -> [value, low, high]}."""
-    measured = {
-        name: [scorer.measure(reports) for reports in (several if name == SWAPPED else [several])]
-        for name, several in written.items()
-    }
-    table = {}
-    for group, rows in groups(judged).items():
-        scored = {name: [scorer.scores(m, rows) for m in several] for name, several in measured.items()}
-        table[group] = {
-            "studies": len(rows),
-            "writers": {n: spread(s) if n == SWAPPED else s[0] for n, s in scored.items()},
-        }
-    table["all"]["differences"] = {
-        name: {
-            "rouge_l": difference([m[0]["overlap"][1] for m in (measured[SYSTEM], measured[name])]),
-            "micro_f1": f1_difference(judged, measured[SYSTEM][0]["said"], measured[name][0]["said"]),
-        }
-        for name in written
-        if name != SYSTEM
-    }
+    parts = groups(judged)
+    table = {group: {"studies": len(rows), "writers": {}} for group, rows in parts.items()}
+    differences, system = {}, scorer.measure(written[SYSTEM])
+    for name, several in written.items():
+        scored = {group: [] for group in parts}
+        # A few hundred bytes a study are measured: held of the system and one other at a time, not of all.
+        for reports in several if name == SWAPPED else [several]:
+            measured = system if name == SYSTEM else scorer.measure(reports)
+            for group, rows in parts.items():
+                scored[group].append(scorer.scores(measured, rows))
+            if name != SYSTEM and name not in differences:  # of the swaps the first
+                differences[name] = {
+                    "rouge_l": difference([m["overlap"][1] for m in (system, measured)]),
+                    "micro_f1": f1_difference(judged, system["said"], measured["said"]),
+                }
+            del measured  # before the next is made
+        for group, blocks in scored.items():
+            table[group]["writers"][name] = spread(blocks) if name == SWAPPED else blocks[0]
+    table["all"]["differences"] = differences
     return table
 
 

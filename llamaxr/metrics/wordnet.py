@@ -17,6 +17,7 @@ import shutil
 import socket
 import tempfile
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 VERSION = "3.0"
@@ -109,4 +110,5 @@ def _open(root):
             return None  # other languages' numbers of synsets: needs index.sense, which METEOR does not
 
     reader = English(root, None)
+    reader.synsets = lru_cache(maxsize=20_000)(reader.synsets)  # reports use the same words over and over
     return reader if reader.get_version() == VERSION else None

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import llamaxr.metrics.coco as module
 from llamaxr.metrics.coco import CUT, NAMES, RARE, clean, score, scores, statistics, vocabulary
 
 
@@ -112,6 +113,18 @@ def test_a_resample_of_rows_is_the_corpus_of_those_studies():
     assert got[:5] == pytest.approx(expected[:5])
     assert got[5] == pytest.approx(rows[drawn, 12].mean())
     assert scores(np.stack([rows.sum(0), rows[0]])).shape == (2, 6)
+
+
+def test_studies_compared_in_blocks_of_any_size_give_the_same_rows(monkeypatch):
+    rng = np.random.default_rng(0)
+    references, generated = (
+        [" ".join(rng.choice(list("abcd"), rng.integers(0, 9))) for _ in range(50)] for _ in range(2)
+    )
+    references[-1] = generated[-1] = generated[6] = "a"  # shorter than an n-gram, at the end and at a cut
+    _, whole = statistics(references, generated)
+    for size in (1, 7, 49):
+        monkeypatch.setattr(module, "BLOCK", size)
+        assert (statistics(references, generated)[1] == whole).all()
 
 
 def test_each_report_needs_its_reference():

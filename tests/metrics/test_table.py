@@ -1,5 +1,7 @@
 """The table: floors, groups, intervals, and what follows from them in words."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,22 @@ def test_each_score_of_the_table_is_the_metrics_own():
     assert {name: part["llama_xr"][name][0] for name in ours} == pytest.approx(ours)
     theirs = coco.score(TRUTHS, generated)
     assert {name: part["coco"][name][0] for name in theirs} == pytest.approx(theirs)
+
+
+def test_of_many_writers_what_was_measured_is_held_of_the_system_and_one_other_at_a_time(monkeypatch):
+    split, made, held = judged(TRUTHS), [], []
+    scorer = table.Scorer(split)
+    measure = scorer.measure
+
+    def watched(reports):
+        held.append(sum(rows() is not None for rows in made))
+        measured = measure(reports)
+        made.append(weakref.ref(measured["coco"][1]))
+        return measured
+
+    monkeypatch.setattr(scorer, "measure", watched)
+    table.judge(split, table.writers(split, [], None, seed=0), scorer)
+    assert len(made) == 1 + table.N_SWAPS + 2 and held == [0] + [1] * (len(made) - 1)
 
 
 def test_the_difference_of_f1_is_the_difference_of_the_two_f1s():

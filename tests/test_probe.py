@@ -1,0 +1,136 @@
+"""python -m llamaxr.probe on a small run of phantoms: what it leaves, prints, and refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from llamaxr import probe
+from llamaxr.data.phantom import phantom
+from llamaxr.data.study import Study
+from llamaxr.errors import one_line_errors
+from llamaxr.features import StudyFeatures
+from llamaxr.metrics.findings import find
+from llamaxr.run import load_vision
+from llamaxr.vision import PATHOLOGIES
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three steps on twenty-four phantoms, with what eval.py would have written for the eight to test."""
+    root = tmp_path_factory.mktemp("iu")
+    annotation, reports = {"train": [], "val": [], "test": []}, []
+    for i in range(40):
+        split = "train" if i < 24 else "val" if i < 32 else "test"
+        _, films, report = phantom(0, i)
+        names = [f"{i}/{view}.png" for view in range(len(films))]
+        (root / "images" / str(i)).mkdir(parents=True)
+        for name, film in zip(names, films, strict=True):
+            Image.fromarray(film).save(root / "images" / name)
+        annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
+        if split == "test":
+            reports.append({"id": str(i), "reference": report, "generated": "Small right pleural effusion."})
+    (root / "annotation.json").write_text(json.dumps(annotation))
+    call(train, "--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache", "--device",
+         "cpu", "--steps", 3, "--batch", 8, "--lr", 3e-3, "--val-every", 3, "--val-studies", 0, "--warmup", 1,
+         "--n-samples", 0, "--out", root / "run")  # fmt: skip
+    torch.set_flush_denormal(False)  # train.py sets it
+    (root / "run" / "eval-test").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in reports)
+    (root / "run" / "eval-test" / "reports.jsonl").write_text(lines)
+    return root / "run"
+
+
+def call(script, *argv):
+    with one_line_errors():
+        script.main([str(a) for a in argv])
+
+
+@pytest.fixture(scope="module")
+def probed(run):
+    call(probe, "--run", run, "--device", "cpu")
+    return json.loads((run / "eval-test" / "probes.json").read_text())
+
+
+def test_a_reader_of_val_starts_and_ends_at_the_training_runs_own_validation_loss(run, tmp_path):
+    call(probe, "--run", run, "--split", "val", "--out", tmp_path, "--batch", 3, "--device", "cpu")
+    readers = json.loads((tmp_path / "probes.json").read_text())["perplexity"]["readers"]
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # one arithmetic in two orders: batches of 3 there, of 8 here
+    assert math.log(readers[probe.START]["all"][0]) == pytest.approx(losses[0]["val_loss"], abs=1e-4)
+    assert math.log(readers[probe.TUNED]["all"][0]) == pytest.approx(losses[-1]["val_loss"], abs=1e-4)
+
+
+def test_the_base_reads_no_images_and_the_swap_reads_others(probed):
+    readers = probed["perplexity"]["readers"]
+    values = {name: row["all"][0] for name, row in readers.items()}
+    assert len(set(values.values())) == 4 and values[probe.TUNED] < values[probe.START]
+    for row in readers.values():
+        assert row["all"][1] <= row["all"][0] <= row["all"][2]
+        low, high = sorted((row["findings"][0], row["rest"][0]))
+        assert low <= row["all"][0] <= high
+
+
+def test_each_class_with_enough_studies_has_its_auroc_with_an_interval(probed):
+    features = probed["features"]
+    assert features["annotations"] == "what the reports assert"  # this layout carries no index terms
+    assert (features["train"], features["asked"]) == (24, 8) and "effusion" in features["classes"]
+    for row in features["classes"].values():
+        assert 10 <= row["train"] <= 14 and 0 < row["asked"] < 8
+        for low_to_high in (row[kind] for kind in ("probe", "score") if kind in row):
+            assert 0 <= low_to_high[1] <= low_to_high[0] <= low_to_high[2] <= 1
+
+
+def test_what_is_asserted_of_every_study_is_denied_where_its_scores_are_low(run, probed, capsys):
+    by = probed["denied"]["reports"]
+    assert by["generated"]["effusion"]["asserted"] == 8 and by["generated"]["all"]["asserted"] == 8
+    assert by["swapped"] == by["generated"]  # one report for all
+    assert by["true"]["all"]["asserted"] > by["true"]["effusion"]["asserted"] > 0
+    call(probe, "--run", run, "--device", "cpu", "--below", 1.0, "--limit", 4)
+    told = json.loads((run / "eval-test" / "probes.json").read_text())["denied"]["reports"]["generated"]
+    assert (told["effusion"]["denied"], told["effusion"]["asserted"]) == (4, 4)  # no score reaches 1
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("linear probe", probe.BASE, probe.SWAPPED, "4/4 1.000"))
+
+
+def test_findings_come_from_what_was_drawn_or_indexed_before_what_is_written():
+    seen = StudyFeatures([0], torch.zeros(1, 4, 7, 7), torch.zeros(1, 18))
+    made = lambda **known: Study("1", None, None, "Large effusion.", "test", **known)
+    parts = lambda *studies: [[(seen, study) for study in studies]]
+    found = lambda *studies: [names for _, names in probe.annotations(parts(*studies))[1][0]]
+    assert found(made(findings=frozenset({"nodule"}))) == [{"nodule"}]
+    assert found(made(terms=("Cicatrix/lung",)), made(terms=("No Indexing",))) == [{"scar"}]
+    assert found(made(terms=("normal",))) == [{"no finding"}]
+    assert found(made()) == [find("Large effusion.")]
+
+
+def test_a_view_that_a_study_lacks_is_zeros():
+    lateral = StudyFeatures([1], torch.ones(1, 3, 7, 7).half(), torch.zeros(1, 18))
+    assert probe.summary(lateral).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_scores_that_were_never_learned_deny_nothing():
+    vision = load_vision("tiny")
+    vision.op_threshs = torch.full((18,), 0.5)
+    vision.op_threshs[PATHOLOGIES.index("Lung Opacity")] = math.nan
+    columns = probe.labelled_columns(vision)
+    assert "lung opacity" not in columns and columns["edema"] == [PATHOLOGIES.index("Edema")]
+
+
+def test_probe_refuses_in_one_line(run, capsys, tmp_path):
+    def refusal(*argv):
+        with pytest.raises(SystemExit) as stop:
+            call(probe, "--device", "cpu", *argv)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert stop.value.code == 2
+        return line
+
+    (tmp_path / "some.jsonl").write_text('{"id": "32", "generated": "Clear."}\n')
+    lacking = refusal("--run", run, "--reports", tmp_path / "some.jsonl", "--out", tmp_path, "--limit", 2)
+    assert "lacks 1 studies, the first 33" in lacking
+    assert "is no JSONL" in refusal("--run", run, "--reports", tmp_path / "none.jsonl")
+    assert "too few" in refusal("--run", run, "--limit", 1)
+    assert "config.json" in refusal("--run", tmp_path)
