@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from .bootstrap import bootstrap
-from .findings import FINDINGS, NO_FINDING, locate
+from .findings import FINDINGS, NO_FINDING
 
 OUTCOMES = RIGHT, WRONG_SIDE, MISSED, INVENTED = ("right", "wrong side", "missed", "invented")
 # Findings of a study: their names, or a mapping of the names to their sides.
@@ -80,17 +80,6 @@ def score(truths: Sequence[Findings], said: Sequence[Findings], names: Sequence[
         line["intervals"] = {x: interval for x, (_, *interval) in zip(ratios, mine, strict=True)}
         result["per_class"][name] = line
     return result
-
-
-def right_sides(references: Sequence[str], generated: Sequence[str]) -> tuple[int, int]:
-    """Of the findings that both reports of a study assert and to which the reference gives a side: to how
-    many the generated report gives the same, and how many there are."""
-    right = total = 0
-    for reference, report in zip(references, generated, strict=True):
-        truth, said = locate(reference), locate(report)
-        sided = [name for name in truth.keys() & said.keys() if truth[name]]
-        right, total = right + sum(truth[n] == said[n] for n in sided), total + len(sided)
-    return right, total
 
 
 def _rates(counts: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llamaxr.metrics.agreement import outcomes, right_sides, score
+from llamaxr.metrics.agreement import outcomes, score
 from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 
 TRUTH = [frozenset({"effusion", "nodule"}), frozenset(), frozenset({"device"})]
@@ -89,9 +89,3 @@ def test_a_study_is_told_finding_by_finding():
     assert outcomes(truth, said) == told
     line = score([truth], [said])["per_class"]["pneumothorax"]
     assert (line["tp"], line["wrong_side"], line["fn"], line["fp"]) == (1, 1, 0, 0)
-
-
-def test_sides_are_counted_where_both_reports_assert_a_finding():
-    references = ["Left pneumothorax. Right pleural effusion.", "Cardiomegaly.", "Right nodule."]
-    generated = ["Right pneumothorax. Right pleural effusion.", "Cardiomegaly.", "Normal."]
-    assert right_sides(references, generated) == (1, 2)
