@@ -12,6 +12,7 @@ Three tables (metrics/probes.py says how each is measured), also written to RUN/
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,9 +69,9 @@ def main(argv: list[str] | None = None) -> None:
 
     vision, model = build(trained, device)  # LoRA and projector as they were before the first step
     model.eval()
-    studies = load_studies(trained, tqdm.write)
+    studies = load_studies(trained, warn)
     with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = see_studies(trained, vision, studies, device, tqdm.write, bar.update)
+        seen = see_studies(trained, vision, studies, device, warn, bar.update)
     train = [pair for pair in seen if pair[1].split == "train"]
     asked = [pair for pair in seen if pair[1].split == options.split][: options.limit or None]
     if len(asked) < 2 or not train:
@@ -83,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     results = {"settings": settings, "features": probe_features(train, asked, labelled)}
     results["perplexity"] = probe_adaptation(model, step, asked, options)
     if not labelled:
-        tqdm.write("warning: this vision network has no scores, so no report can contradict them")
+        warn("this vision network has no scores, so no report can contradict them")
     elif generated is None:
-        tqdm.write(f"warning: no {kept}, so no reports to hold against the scores: run eval.py first")
+        warn(f"no {kept}, so no reports to hold against the scores: run eval.py first")
     else:
         results["denied"] = probe_denials(asked, generated, kept, labelled, options)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,10 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(results) if options.json else as_text(results))
     if not options.json:
         print(f"written: {out / 'probes.json'}")
+
+
+def warn(line: str) -> None:
+    tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 # 1. Features against annotations

@@ -20,7 +20,7 @@ from llamaxr.vision import PATHOLOGIES
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Three steps on twenty-four phantoms, with what eval.py would have written for the eight to test."""
+    """Three steps on 24 phantoms, and in the place of eval.py's one report for all the eight to test."""
     root = tmp_path_factory.mktemp("iu")
     annotation, reports = {"train": [], "val": [], "test": []}, []
     for i in range(40):
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
             Image.fromarray(film).save(root / "images" / name)
         annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
         if split == "test":
-            reports.append({"id": str(i), "reference": report, "generated": "Small right pleural effusion."})
+            reports.append({"id": str(i), "reference": report, "generated": "Small right pneumothorax."})
     (root / "annotation.json").write_text(json.dumps(annotation))
     call(train, "--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache", "--device",
          "cpu", "--steps", 3, "--batch", 8, "--lr", 3e-3, "--val-every", 3, "--val-studies", 0, "--warmup", 1,
@@ -51,7 +51,9 @@ def call(script, *argv):
 
 @pytest.fixture(scope="module")
 def probed(run):
-    call(probe, "--run", run, "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "LEAST", 3)  # few of the 24 to train have any one finding
+        call(probe, "--run", run, "--device", "cpu")
     return json.loads((run / "eval-test" / "probes.json").read_text())
 
 
@@ -77,21 +79,21 @@ def test_the_base_reads_no_images_and_the_swap_reads_others(probed):
 def test_each_class_with_enough_studies_has_its_auroc_with_an_interval(probed):
     features = probed["features"]
     assert features["annotations"] == "what the reports assert"  # this layout carries no index terms
-    assert (features["train"], features["asked"]) == (24, 8) and "effusion" in features["classes"]
+    assert (features["train"], features["asked"]) == (24, 8) and len(features["classes"]) > 2
     for row in features["classes"].values():
-        assert 10 <= row["train"] <= 14 and 0 < row["asked"] < 8
+        assert 3 <= row["train"] <= 21 and 0 < row["asked"] < 8
         for low_to_high in (row[kind] for kind in ("probe", "score") if kind in row):
             assert 0 <= low_to_high[1] <= low_to_high[0] <= low_to_high[2] <= 1
 
 
 def test_what_is_asserted_of_every_study_is_denied_where_its_scores_are_low(run, probed, capsys):
     by = probed["denied"]["reports"]
-    assert by["generated"]["effusion"]["asserted"] == 8 and by["generated"]["all"]["asserted"] == 8
+    assert by["generated"]["pneumothorax"]["asserted"] == 8 and by["generated"]["all"]["asserted"] == 8
     assert by["swapped"] == by["generated"]  # one report for all
-    assert by["true"]["all"]["asserted"] > by["true"]["effusion"]["asserted"] > 0
+    assert by["true"]["all"]["asserted"] > by["true"]["pneumothorax"]["asserted"] > 0
     call(probe, "--run", run, "--device", "cpu", "--below", 1.0, "--limit", 4)
     told = json.loads((run / "eval-test" / "probes.json").read_text())["denied"]["reports"]["generated"]
-    assert (told["effusion"]["denied"], told["effusion"]["asserted"]) == (4, 4)  # no score reaches 1
+    assert (told["pneumothorax"]["denied"], told["pneumothorax"]["asserted"]) == (4, 4)  # no score reaches 1
     said = capsys.readouterr().out
     assert all(words in said for words in ("linear probe", probe.BASE, probe.SWAPPED, "4/4 1.000"))
 
