@@ -231,9 +231,9 @@ from pathlib import Path
 from llamaxr import distributed
 from llamaxr.errors import one_line_errors
 folder = Path(sys.argv[1])
-distributed.start(torch.device("cpu"))
+device = distributed.start(torch.device(sys.argv[2]))
 rank = distributed.rank()
-weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+weights = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in ((2, 3), (4,))]
 for i, weight in enumerate(weights):
     weight.grad = torch.full_like(weight, 10.0 ** rank * (i + 1))
 distributed.sum_gradients(weights)
@@ -248,7 +248,7 @@ value = {
 }
 torch.save(value, folder / f"{rank}.pt")
 print("spoken")
-if len(sys.argv) > 2:
+if "break" in sys.argv:
     with one_line_errors():
         if rank == 1:
             sys.exit("rank 1 has gone")
@@ -256,21 +256,23 @@ if len(sys.argv) > 2:
 """
 
 
-def test_sums_shares_turns_and_messages_of_three_processes(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_sums_shares_turns_and_messages_of_several_processes(device, tmp_path):
+    n = 3 if device == "cpu" else torch.cuda.device_count()
     (tmp_path / "together.py").write_text(TOGETHER)
-    said = finished(torchrun(tmp_path / "together.py", tmp_path, n=3))
+    said = finished(torchrun(tmp_path / "together.py", tmp_path, device, n=n))
     assert said == "spoken\n"  # rank 0's alone
-    for rank in range(3):
-        value = torch.load(tmp_path / f"{rank}.pt")
-        assert value["gradients"] == [[[111.0] * 3] * 2, [222.0] * 4]
-        assert value["total"] == 3 and value["largest"] == 15 and value["from_main"] == 0
-        assert value["share"] == list(range(7))[rank::3] and value["gather"] == ["0", "1", "2"]
-        assert value["found"] == (rank > 0)  # rank 0 made it
+    for rank in range(n):
+        value, ones = torch.load(tmp_path / f"{rank}.pt"), float("1" * n)
+        assert value["gradients"] == [[[ones] * 3] * 2, [2 * ones] * 4]
+        assert value["total"] == sum(range(n)) and value["largest"] == 15 * (n > 1)
+        assert value["share"] == list(range(7))[rank::n] and value["gather"] == [str(r) for r in range(n)]
+        assert value["from_main"] == 0 and value["found"] == (rank > 0)  # rank 0 made it
 
 
 def test_who_waits_for_a_process_that_ended_says_so_in_one_line(tmp_path):
     (tmp_path / "together.py").write_text(TOGETHER)
-    process = torchrun(tmp_path / "together.py", tmp_path, "break")
+    process = torchrun(tmp_path / "together.py", tmp_path, "cpu", "break")
     _, err = process.communicate(timeout=120)
     assert process.returncode and "rank 1 has gone" in err
     assert "distributed.gather" not in err  # no traceback of rank 0 hides it
