@@ -12,12 +12,14 @@ gradient checkpointing. Reading a common beginning once it does not offer. Both 
 backward pass to warm up.
 
 The physical limit is the arithmetic that training needs (counted in `arithmetic`) at the machine's sgemm
-rate. Sides run alternately, each in a process of its own. Figures: benchmarks/results/train_peer.json.
+rate. Sides run alternately, each in a process of its own. CPU seconds a study stand beside: where the
+machine is not idle they tell more than the clock. Figures: benchmarks/results/train_peer.json.
 """
 
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -65,7 +67,7 @@ def train(batches: list, mean_loss, learning: list[torch.nn.Parameter]) -> dict:
     optimizer = torch.optim.AdamW(learning, lr=LR)
     mean_loss(batches[0]).backward()
     optimizer.zero_grad()
-    losses = []
+    losses, cpu = [], time.process_time()
     with Peak() as peak:
         for batch in batches:
             loss = mean_loss(batch)
@@ -75,7 +77,9 @@ def train(batches: list, mean_loss, learning: list[torch.nn.Parameter]) -> dict:
             optimizer.zero_grad()
             losses.append(loss.item())
     n = sum(map(len, batches))
-    return {"studies_per_s": n / peak.seconds, "peak_anonymous_GiB": peak.bytes / 2**30, "losses": losses}
+    cpu = time.process_time() - cpu  # of both cores
+    return {"studies_per_s": n / peak.seconds, "cpu_seconds_per_study": cpu / n,
+            "peak_anonymous_GiB": peak.bytes / 2**30, "losses": losses}  # fmt: skip
 
 
 def our_model(base: Path) -> LlamaXR:
@@ -136,7 +140,10 @@ def peer(base: Path, batches: list) -> dict:
 
 
 def sgemm(base: Path, batches: list) -> dict:
-    return {"flops_per_s": sgemm_rate()}
+    cpu, began = time.process_time(), time.perf_counter()
+    rate = sgemm_rate()
+    cores = (time.process_time() - cpu) / (time.perf_counter() - began)
+    return {"flops_per_s": rate, "cores": cores}
 
 
 def profile(base: Path, batches: list) -> dict:
@@ -191,8 +198,8 @@ def main() -> None:
     arguments = (given.base.resolve(), given.annotation.resolve(), "--studies", given.studies)
     runs = alternately(__file__, ("sgemm", "ours", "peer"), given.repeats, *arguments)
     work = in_a_process(__file__, *arguments, "--step", "arithmetic")
-    speed, memory = ({side: [run[key] for run in runs[side]] for side in ("ours", "peer")}
-                     for key in ("studies_per_s", "peak_anonymous_GiB"))  # fmt: skip
+    speed, cpu, memory = ({side: [run[key] for run in runs[side]] for side in ("ours", "peer")}
+                     for key in ("studies_per_s", "cpu_seconds_per_study", "peak_anonymous_GiB"))  # fmt: skip
     losses = {side: runs[side][0]["losses"] for side in ("ours", "peer")}
     rate = summary([run["flops_per_s"] for run in runs["sgemm"]])
     reached = summary(speed["ours"])["median"] / given.studies * work["flops"]
@@ -201,6 +208,9 @@ def main() -> None:
         "command": "python " + " ".join(["benchmarks/train_peer.py", *map(str, sys.argv[1:])]),
         "studies_per_s": {side: summary(values) for side, values in speed.items()},
         "speed_ratio": ratio(speed["ours"], speed["peer"]),
+        "cpu_seconds_per_study": {side: summary(values) for side, values in cpu.items()},
+        "cpu_ratio": ratio(cpu["peer"], cpu["ours"]),
+        "cores_that_sgemm_got": summary([run["cores"] for run in runs["sgemm"]]),
         "peak_anonymous_GiB": {side: summary(values) for side, values in memory.items()},
         "memory_ratio": ratio(memory["ours"], memory["peer"]),
         "losses": losses,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import by_hand
 from .features import StudyFeatures
 from .llama import Llama, Packing
 from .projector import Projector
@@ -107,8 +108,12 @@ class LlamaXR(nn.Module):
         """
         hidden = self.llama.hidden(self.embed(batch), packing=batch.packing)  # (1, n, dim)
         where = batch.targets != IGNORE
-        logits = self.llama.logits(hidden[where]).float()  # (n_targets, vocab)
-        return F.cross_entropy(logits, batch.targets[where], reduction="sum"), where.sum()
+        hidden, targets = hidden[where], batch.targets[where]  # (n_targets, dim), (n_targets,)
+        if self.llama.head_weight.requires_grad:  # the whole model learns, its head too
+            logits = self.llama.logits(hidden).float()  # (n_targets, vocab)
+            return F.cross_entropy(logits, targets, reduction="sum"), where.sum()
+        llama = self.llama
+        return by_hand.cross_entropy(hidden, targets, llama.logits, llama.logits_backward), where.sum()
 
 
 def shared_length(prompts: list[list[int]]) -> int:
