@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from . import by_hand
 
+HEAD_NUMBERS = 2**20  # of the vocabulary projection, held in 16 bits: so many exist in fp32 at once
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -270,12 +272,12 @@ class Llama(nn.Module):
         if weight.dtype == hidden.dtype:
             return F.linear(hidden, weight)
         # Held in 16 bits: widened some rows at a time, which is exact and needs no second copy of it.
-        rows = weight.split(max(1, 2**20 // self.config.dim))
+        rows = weight.split(max(1, HEAD_NUMBERS // self.config.dim))
         return torch.cat([F.linear(hidden, r.to(hidden.dtype)) for r in rows], dim=-1)
 
     def logits_backward(self, grad: Tensor) -> Tensor:
         """Gradient of logits (n, vocab_size) -> of the hidden states that gave them (n, dim)."""
-        dx, n_rows = grad.new_zeros(len(grad), self.config.dim), max(1, 2**20 // self.config.dim)
+        dx, n_rows = grad.new_zeros(len(grad), self.config.dim), max(1, HEAD_NUMBERS // self.config.dim)
         for g, rows in zip(grad.split(n_rows, dim=1), self.head_weight.split(n_rows), strict=True):
             dx.addmm_(g, rows.to(grad.dtype))
         return dx
