@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -54,6 +55,41 @@ def in_a_process(script: str, *arguments: str) -> dict:
     if done.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {done.returncode}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def alternately(script: str, steps: tuple[str, ...], repeats: int, *arguments: str) -> dict[str, list[dict]]:
+    """Run `SCRIPT ARGUMENTS --step STEP` for each step in turn, and all again `repeats` times: what slows the
+    machine down for a while then slows all sides down. Gives what each step's runs printed, in order."""
+    runs = {step: [] for step in steps}
+    for _ in range(repeats):
+        for step in steps:
+            runs[step].append(in_a_process(script, *arguments, "--step", step))
+            print(f"{step}: {json.dumps(runs[step][-1])}", flush=True)
+    return runs
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Of the medians; and the extremes of the ratio of runs that were neighbours in time."""
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
+    between = statistics.median(ours) / statistics.median(theirs)
+    return {"of_medians": between, "lowest": min(pairs), "highest": max(pairs)}
+
+
+def sgemm_rate(n: int = 2048, repeats: int = 15) -> float:
+    """Floating-point operations a second in the product of two square fp32 matrices: the median."""
+    import torch
+
+    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        torch.mm(a, b, out=out)
+        seconds.append(time.perf_counter() - began)
+    return 2 * n**3 / statistics.median(seconds)
 
 
 def drop_from_cache(folder: Path) -> None:

@@ -19,6 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import by_hand
+
+HEAD_NUMBERS = 2**20  # of the vocabulary projection, held in 16 bits: so many exist in fp32 at once
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -57,6 +61,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return by_hand.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -87,6 +93,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Hugging Face checkpoints have their q and k rows permuted for this one; Meta's own files pair (2i, 2i + 1)
     and must not be fed here. x (batch, heads, time, head_dim); cos, sin (batch or 1, 1, time, head_dim / 2).
     """
+    if x.requires_grad:
+        return by_hand.rotate(x, cos, sin)
     a, b = x.float().chunk(2, dim=-1)  # fp32: at position 100,000 a bf16 angle is off by hundreds of radians
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
@@ -152,7 +160,8 @@ class Packing:
 
         def rows(x: Tensor, places: Tensor) -> Tensor:
             """(1, heads, n, head_dim) -> (batch, heads, places a row, head_dim)"""
-            return x[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+            at = x[0].transpose(0, 1).index_select(0, places.flatten())  # a position's heads lie together
+            return at.unflatten(0, places.shape).transpose(1, 2)
 
         slots = torch.arange(shared, shared + time, device=q.device)
         mask = attention_mask(slots, shared + time, None)  # filler is right of all that a row reads
@@ -160,9 +169,8 @@ class Packing:
             rows(q, self.queries), rows(k, self.keys), rows(v, self.keys), attn_mask=mask,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
-        y = (
-            y.transpose(0, 1).flatten(1, 2).index_select(1, self.back)[None]
-        )  # (1, heads, n - shared, head_dim)
+        y = y.transpose(1, 2).flatten(0, 1).index_select(0, self.back)  # (n - shared, heads, head_dim)
+        y = y.transpose(0, 1)[None]  # (1, heads, n - shared, head_dim)
         if not shared:
             return y
         first = F.scaled_dot_product_attention(
@@ -212,7 +220,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)  # (batch, time, ffn_dim)
+        return self.down_proj(by_hand.swiglu(gate, up) if x.requires_grad else F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -259,12 +268,24 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) -> logits (..., vocab_size)."""
-        weight = (self.embed_tokens if self.config.tie_embeddings else self.lm_head).weight
+        weight = self.head_weight
         if weight.dtype == hidden.dtype:
             return F.linear(hidden, weight)
         # Held in 16 bits: widened some rows at a time, which is exact and needs no second copy of it.
-        rows = weight.split(max(1, 2**20 // self.config.dim))
+        rows = weight.split(max(1, HEAD_NUMBERS // self.config.dim))
         return torch.cat([F.linear(hidden, r.to(hidden.dtype)) for r in rows], dim=-1)
+
+    def logits_backward(self, grad: Tensor) -> Tensor:
+        """Gradient of logits (n, vocab_size) -> of the hidden states that gave them (n, dim)."""
+        dx, n_rows = grad.new_zeros(len(grad), self.config.dim), max(1, HEAD_NUMBERS // self.config.dim)
+        for g, rows in zip(grad.split(n_rows, dim=1), self.head_weight.split(n_rows), strict=True):
+            dx.addmm_(g, rows.to(grad.dtype))
+        return dx
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The vocabulary projection's weight (vocab_size, dim)."""
+        return (self.embed_tokens if self.config.tie_embeddings else self.lm_head).weight
 
     def hidden(
         self,

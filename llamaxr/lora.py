@@ -29,10 +29,7 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does: uniform within 1 / sqrt(in)
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(x, self.lora_A.to(x.dtype)) * self.scaling  # (..., rank), where scaling is cheap
-        y, b = self.base(x), self.lora_B.to(x.dtype)
-        # y + low B^T in one pass over y
-        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.T).view_as(y)  # (..., out_features)
+        return _LoRAMatmul.apply(x, self.lora_A, self.lora_B, self)
 
     @torch.no_grad()
     def merged(self) -> Tensor:
@@ -65,3 +62,31 @@ def merge(model: nn.Module, dtype: torch.dtype) -> None:
             linear = nn.Linear(layer.base.in_features, layer.base.out_features, bias=False, device="meta")
             linear.weight = nn.Parameter(layer.merged().to(dtype), requires_grad=False)
             setattr(model.get_submodule(parent), child, linear)
+
+
+class _LoRAMatmul(torch.autograd.Function):
+    """LoRALinear's forward, with the gradients to x, A and B (W is frozen). They are autograd's own; by hand
+    both sums, y = W x + ... and dx = W^T dy + ..., are added up in place instead of written out anew."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, a: Tensor, b: Tensor, layer: LoRALinear) -> Tensor:
+        low = F.linear(x, a.to(x.dtype)).mul_(layer.scaling)  # (..., rank), where scaling is cheap
+        y = layer.base(x)  # (..., out_features)
+        y.flatten(0, -2).addmm_(low.flatten(0, -2), b.to(x.dtype).T)
+        ctx.save_for_backward(x, a, b, low)
+        ctx.layer = layer
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, a, b, low = ctx.saved_tensors
+        base, rows = ctx.layer.base, grad.flatten(0, -2)  # (n, out_features)
+        of_low = (rows @ b.to(grad.dtype)).mul_(ctx.layer.scaling)  # (n, rank)
+        of_a, of_b = of_low.T @ x.flatten(0, -2), rows.T @ low.flatten(0, -2)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            # a base that holds its weight in another form says itself what its input's gradient is
+            through = base.input_gradient if hasattr(base, "input_gradient") else lambda g: g @ base.weight
+            of_x = through(grad)
+            of_x.flatten(0, -2).addmm_(of_low, a.to(grad.dtype))
+        return of_x, of_a.to(a.dtype), of_b.to(b.dtype), None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .by_hand import CHUNK
 from .llama import Llama, LlamaConfig
 from .lora import TARGETS, add_lora
 from .projector import Projector
@@ -44,7 +45,8 @@ def training_needs(
         "adapters and projector": learned * 4,
         "gradients and AdamW": learned * 4 * 3,
         "activations": activations(config, rows * time, dtype, recompute)
-        + rows * report_tokens * config.vocab_size * 4 * 3,  # logits, their softmax, their gradient; in fp32
+        # a chunk's logits, their softmax and what computing it takes, in fp32
+        + min(rows * report_tokens, CHUNK) * config.vocab_size * 4 * 3,
         "program": PROGRAM,
     }
 
@@ -52,12 +54,12 @@ def training_needs(
 def activations(config: LlamaConfig, tokens: int, dtype: torch.dtype, recompute: bool) -> int:
     """Bytes that the blocks keep for the backward pass of `tokens` positions.
 
-    A block keeps, in numbers a position: both norms' inputs and outputs and the residual between (5 dim),
-    q, k and v as attention reads them and what it gives (2 q + 2 kv), and the feed-forward's gate, its silu,
-    up, and their product (4 ffn). With recompute only its input, and one block's whole at a time.
+    A block keeps, in numbers a position: both norms' inputs and outputs (4 dim), q, k and v as attention
+    reads them and what it gives (2 q + 2 kv), and the feed-forward's gate, up, and silu(gate) * up (3 ffn):
+    by_hand.py sees to it that it is no more. With recompute only its input, and one block's whole at a time.
     """
     heads = 2 * config.n_heads * config.head_dim + 2 * config.n_kv_heads * config.head_dim
-    block = 5 * config.dim + heads + 4 * config.ffn_dim
+    block = 4 * config.dim + heads + 3 * config.ffn_dim
     numbers = config.n_layers * config.dim + block if recompute else config.n_layers * block
     return tokens * numbers * dtype.itemsize
 

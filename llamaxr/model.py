@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import by_hand
 from .features import StudyFeatures
 from .llama import Llama, Packing
 from .projector import Projector
@@ -26,7 +27,8 @@ from .vision import PATHOLOGIES
 class Batch:
     """Several studies as one tensor, in one of two forms.
 
-    To learn from: packed as one row. ids, targets (1, n); packing says which position belongs to whom.
+    To learn from: packed as one row. ids, targets (1, n); packing says which position belongs to whom;
+    answers (n_targets,): the positions with a target, found here because a GPU would have to be waited for.
     To write from: ids, targets (batch, time); padding (batch,): filler at the left of each row, so that all
     reports begin together, None where there is none; shared: leading positions that are the same in all rows.
 
@@ -40,6 +42,7 @@ class Batch:
     padding: Tensor | None = None
     shared: int = 0
     packing: Packing | None = None
+    answers: Tensor | None = None
 
     def to(self, device) -> "Batch":
         movable = {k: v for k, v in vars(self).items() if isinstance(v, Tensor | Packing)}
@@ -84,7 +87,9 @@ class LlamaXR(nn.Module):
                 ids += row.ids[shared:]
                 targets += row.targets[shared:]
             packing = Packing.of([len(row.ids) for row in rows], shared)
-            return Batch(torch.tensor([ids]), torch.tensor([targets]), grids, views, packing=packing)
+            ids, targets = torch.tensor([ids]), torch.tensor([targets])  # (1, n)
+            answers = (targets[0] != IGNORE).nonzero()[:, 0]
+            return Batch(ids, targets, grids, views, packing=packing, answers=answers)
         time = max(map(len, prompts))
         ids = torch.full((len(prompts), time), self.tokenizer.pad_id)
         for row, prompt in zip(ids, prompts, strict=True):
@@ -114,9 +119,14 @@ class LlamaXR(nn.Module):
         short report would weigh more than a long one. Logits exist at the report's positions only.
         """
         hidden = self.llama.hidden(self.embed(batch), packing=batch.packing)  # (1, n, dim)
-        where = batch.targets != IGNORE
-        logits = self.llama.logits(hidden[where]).float()  # (n_targets, vocab)
-        return F.cross_entropy(logits, batch.targets[where], reduction="sum"), where.sum()
+        # (n_targets, dim), (n_targets,)
+        hidden, targets = hidden[0].index_select(0, batch.answers), batch.targets[0, batch.answers]
+        n_targets = torch.tensor(len(targets))
+        if self.llama.head_weight.requires_grad:  # the whole model learns, its head too
+            logits = self.llama.logits(hidden).float()  # (n_targets, vocab)
+            return F.cross_entropy(logits, targets, reduction="sum"), n_targets
+        llama = self.llama
+        return by_hand.cross_entropy(hidden, targets, llama.logits, llama.logits_backward), n_targets
 
 
 def shared_length(prompts: list[list[int]]) -> int:

@@ -127,6 +127,14 @@ class NF4Linear(nn.Module):
             return matmul_4bit(x, self.packed, quant_state=self.state)
         return _NF4Matmul.apply(x, self)
 
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """dx = dy W: the gradient of y (..., out_features) -> that of x (..., in_features)."""
+        dx = None
+        for rows, w in self.tiles(grad.dtype):
+            part = grad[..., rows].flatten(0, -2)
+            dx = part @ w if dx is None else dx.addmm_(part, w)
+        return dx.view(*grad.shape[:-1], self.in_features)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, 4-bit NF4"
 
@@ -177,8 +185,9 @@ class _NF4Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, layer: NF4Linear) -> Tensor:
         ctx.layer = layer  # the 4-bit weight stays alive; its dequantised form does not
-        return torch.cat([F.linear(x, w) for _, w in layer.tiles(x.dtype)], dim=-1)  # (..., out_features)
+        tops = [F.linear(x, w) for _, w in layer.tiles(x.dtype)]
+        return tops[0] if len(tops) == 1 else torch.cat(tops, dim=-1)  # (..., out_features)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return sum(grad[..., rows] @ w for rows, w in ctx.layer.tiles(grad.dtype)), None  # (..., in_features)
+        return ctx.layer.input_gradient(grad), None

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -78,3 +79,21 @@ def test_a_merged_model_acts_as_the_wrapped_one():
     after = [part.q_proj(x) for part in model]
     assert all(type(part.q_proj) is nn.Linear for part in model)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_gradients_by_hand_are_autograds_on_the_formula(quantised, dtype):
+    linear = nn.Linear(64, 96, bias=False, dtype=dtype)
+    base = NF4Linear.quantise(linear.weight.detach()) if quantised else linear
+    layer, x = trained(base).requires_grad_(False), torch.randn(2, 5, 64).to(dtype).requires_grad_()
+    a, b = layer.lora_A.requires_grad_(), layer.lora_B.requires_grad_()
+    w = base.dequantise(dtype) if quantised else base.weight
+    plain = x @ w.T + 2.0 * (x @ a.to(dtype).T @ b.to(dtype).T)
+    grad = torch.randn(plain.shape).to(dtype)
+    y = layer(x)
+    ours = y, *torch.autograd.grad(y, (x, a, b), grad)
+    theirs = plain, *torch.autograd.grad(plain, (x, a, b), grad)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).abs().max() < (1e-5 if dtype == torch.float32 else 0.02) * other.abs().max()

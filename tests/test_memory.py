@@ -3,6 +3,7 @@ import torch
 
 from llamaxr import memory
 from llamaxr.llama import Llama, LlamaConfig
+from llamaxr.lora import add_lora
 
 LLAMA_8B = LlamaConfig()
 RUN = {"in_4_bits": True, "dtype": torch.bfloat16, "rank": 16, "projector": (1024, 7), "rows": 1, "time": 256,
@@ -21,7 +22,8 @@ def test_the_estimate_of_a_block_is_what_autograd_keeps():
     config = LlamaConfig(
         vocab_size=100, dim=192, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, ffn_dim=512
     )
-    model, kept = Llama(config).requires_grad_(False), {}
+    model, kept = Llama(config), {}
+    add_lora(model, 1, 1.0)
 
     def keep(tensor):
         if tensor.shape[:1] == (2,):  # not the weights: what has a row for each of the batch
@@ -33,7 +35,7 @@ def test_the_estimate_of_a_block_is_what_autograd_keeps():
         y = model.hidden(x)
     measured = sum(kept.values())
     estimate = memory.activations(config, 2 * 40, torch.float32, recompute=False)
-    assert y.requires_grad and 0.6 <= measured / estimate <= 1.1
+    assert y.requires_grad and 0.9 <= measured / estimate <= 1.1
 
 
 def test_recompute_needs_far_less():

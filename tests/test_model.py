@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llamaxr.features import StudyFeatures
 from llamaxr.lora import add_lora
@@ -100,6 +101,20 @@ def test_what_prompts_share_ends_before_an_image_and_leaves_each_a_word(prompts)
 
 def test_one_prompt_shares_nothing():
     assert shared_length([[1, 2, 3]]) == 0
+
+
+@pytest.mark.parametrize("rows", [2**20, 64])  # the head's weight in one piece, and in pieces
+def test_the_loss_is_the_cross_entropy_of_the_logits_its_gradient_too(model, monkeypatch, rows):
+    monkeypatch.setattr("llamaxr.llama.HEAD_NUMBERS", rows * 64)
+    batch = model.collate([study(1), study(2)], REPORTS)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    fast, n = model.loss(batch)
+    logits = model.llama.logits(model.llama.hidden(model.embed(batch), packing=batch.packing))
+    plain = F.cross_entropy(logits[0].float(), batch.targets[0], reduction="sum")  # IGNORE is its own default
+    assert n == (batch.targets != IGNORE).sum()
+    assert torch.allclose(fast, plain, rtol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(loss, learning) for loss in (fast, plain)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * b.abs().max())
 
 
 def test_the_loss_does_not_depend_on_the_order_of_studies(model):
