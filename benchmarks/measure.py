@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         self.bytes, self.running, self.began = anonymous_bytes(), True, time.perf_counter()
+        self.at_first = self.bytes
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
         return self
@@ -56,6 +58,28 @@ def in_a_process(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def alternately(script: str, steps: tuple[str, ...], repeats: int, *arguments: str) -> dict[str, list[dict]]:
+    """Run `SCRIPT ARGUMENTS --step STEP` for each step in turn, and all again `repeats` times: what slows the
+    machine down for a while then slows all sides down. Gives what each step's runs printed, in order."""
+    runs = {step: [] for step in steps}
+    for _ in range(repeats):
+        for step in steps:
+            runs[step].append(in_a_process(script, *arguments, "--step", step))
+            print(f"{step}: {json.dumps(runs[step][-1])[:200]}", flush=True)
+    return runs
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Of the medians; and the extremes of the ratio of runs that were neighbours in time."""
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
+    between = statistics.median(ours) / statistics.median(theirs)
+    return {"of_medians": between, "lowest": min(pairs), "highest": max(pairs)}
+
+
 def drop_from_cache(folder: Path) -> None:
     """Ask the kernel to forget a folder's files, so that reading them means reading the disk."""
     for path in folder.glob("*.safetensors"):
@@ -79,3 +103,16 @@ def write_results(name: str, value: dict) -> None:
     path.with_suffix(".tmp").write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n")
     path.with_suffix(".tmp").replace(path)
     print(f"written: {path}")
+
+
+def read_bandwidth(n_bytes: int = 2**29, repeats: int = 15) -> float:
+    """Bytes a second at which the cores read fp32 numbers from memory, at best: torch's sum of a tensor
+    sixteen times as large as the cache."""
+    import torch
+
+    numbers, seconds = torch.ones(n_bytes // 4), []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - began)
+    return n_bytes / min(seconds)
