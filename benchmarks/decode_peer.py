@@ -3,11 +3,11 @@
     python benchmarks/decode_peer.py SMOLLM2 ANNOTATION.JSON --work one|batch [--repeats 3]
 
 Both hold the base as NF4 with double quantisation and the same LoRA adapter (rank 16, all seven linears), in
-PEFT's form. The first call trains it, a few steps, so that reports differ and end. The prompt is ours with 49
-places a view; the places hold the words of the study's own report, a stand-in for vision that both sides can
-read as ids. Ours writes as generate.py does: adapters merged. The peer keeps its adapter unmerged, as PEFT's
-users do: merging into 4 bits would round the weights anew and change the text. `peer` computes in fp32, as we
-do; `peer_bf16` in bfloat16, which this CPU may have instructions for, with whatever text comes.
+PEFT's form; its B is random, small and seeded. The prompt is ours with 49 places a view. The places hold the
+words of a real report, a stand-in for vision that both sides can read as ids; each writes until its end or 64
+tokens. Ours writes as generate.py does: adapters merged. The peer keeps its adapter unmerged, as PEFT's users
+do: merging into 4 bits would round the weights anew and change the text. `peer` computes in fp32, as we do;
+`peer_bf16` in bfloat16, which this CPU may have instructions for, with whatever text comes.
 
 The limit for one report: the bytes of the weights in the form that ours reads for each token, over the
 machine's read bandwidth; NF4's own bytes beside it.
@@ -19,21 +19,19 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from measure import HOME, Peak, alternately, ratio, read_bandwidth, summary, write_results
 
 from llamaxr import checkpoint
 from llamaxr.decoding import generate, stream
-from llamaxr.llama import Packing
-from llamaxr.lora import add_lora
+from llamaxr.lora import LoRALinear, add_lora
 from llamaxr.model import LlamaXR, shared_length
 from llamaxr.projector import Projector
-from llamaxr.prompt import IGNORE, SLOT, study_prompt
+from llamaxr.prompt import SLOT, study_prompt
 from llamaxr.run import ready_to_write
 from llamaxr.weights import load_llama
 
-RANK, ALPHA, TRAIN_STEPS, LONGEST = 16, 16.0, 12, 120
-ADAPTER = HOME / "cache" / "decode-adapter"
+RANK, ALPHA, TOKENS = 16, 16.0, 64
+ADAPTER = HOME / "cache" / "decode-adapter" / "step-000000"
 
 
 def prompts(tokenizer, reports: list[str]) -> list[list[int]]:
@@ -56,33 +54,14 @@ def ours(base: Path, adapter: Path | None) -> LlamaXR:
     return model.eval()
 
 
-def make_adapter(base: Path, reports: list[str]) -> Path:
-    """Train LoRA a few steps to write what the places hold; kept for the next call."""
-    folder = ADAPTER / f"step-{TRAIN_STEPS:06d}"
-    if not folder.is_dir():
-        model = ours(base, None)
-        llama, eos = model.llama, model.tokenizer.eos_ids[0]
-        optimizer = torch.optim.AdamW([p for p in llama.parameters() if p.requires_grad], lr=2e-3)
-        for step in range(TRAIN_STEPS):
-            part = reports[step * 8 : step * 8 + 8]
-            heads = prompts(model.tokenizer, part)
-            tails = [[*model.tokenizer.encode(report), eos] for report in part]
-            shared, ids, targets = shared_length(heads), [], []
-            for head, tail in zip(heads, tails, strict=True):
-                row, begin = head + tail, 0 if not ids else shared
-                ids += row[begin:]
-                targets += ([IGNORE] * (len(head) - 1) + tail + [IGNORE])[begin:]
-            packing = Packing.of([len(h) + len(t) for h, t in zip(heads, tails, strict=True)], shared)
-            hidden = llama.hidden(llama.embed(torch.tensor([ids])), packing=packing)
-            where = torch.tensor([targets]) != IGNORE
-            loss = F.cross_entropy(llama.logits(hidden[where]), torch.tensor([targets])[where])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            print(f"adapter, step {step + 1}: loss {loss.item():.3f}", flush=True)
-        checkpoint.save(ADAPTER, model, {"base": str(base), "rank": RANK, "lora_alpha": ALPHA}, TRAIN_STEPS,
-                        None)  # fmt: skip
-    return folder
+def make_adapter(base: Path) -> None:
+    """A LoRA whose B is not zero: seeded, small enough that the base still writes English."""
+    model = ours(base, None)
+    torch.manual_seed(1)
+    for layer in model.llama.modules():
+        if isinstance(layer, LoRALinear):
+            torch.nn.init.normal_(layer.lora_B, std=0.002)
+    checkpoint.save(ADAPTER.parent, model, {"base": str(base), "rank": RANK, "lora_alpha": ALPHA}, 0, None)
 
 
 class Clock:
@@ -99,7 +78,7 @@ class Clock:
 
 
 def write_ours(base: Path, reports: list[str]) -> dict:
-    model = ours(base, ADAPTER / f"step-{TRAIN_STEPS:06d}")
+    model = ours(base, ADAPTER)
     llama, eos = model.llama, model.tokenizer.eos_ids
     ready_to_write(model, torch.device("cpu"))
     rows = prompts(model.tokenizer, reports)
@@ -110,11 +89,11 @@ def write_ours(base: Path, reports: list[str]) -> dict:
         with Peak() as peak:
             if len(rows) == 1:
                 times, written = [peak.began], [[]]
-                for (token,) in stream(llama, x, None, eos, LONGEST):
+                for (token,) in stream(llama, x, None, eos, TOKENS):
                     written[0].append(token)
                     times.append(time.perf_counter())
             else:
-                written = generate(llama, x, None, eos, LONGEST, shared=shared)
+                written = generate(llama, x, None, eos, TOKENS, shared=shared)
         figures = measured(peak, written, times if len(rows) == 1 else None)
         if len(rows) == 1:
             figures["profile"] = profile(lambda: generate(llama, x, None, eos, 40))
@@ -155,7 +134,7 @@ def write_peer(base: Path, reports: list[str], dtype: torch.dtype) -> dict:
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                              bnb_4bit_compute_dtype=dtype)  # fmt: skip
     model = LlamaForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=dtype, device_map="cpu")
-    model = PeftModel.from_pretrained(model, ADAPTER / f"step-{TRAIN_STEPS:06d}").eval()
+    model = PeftModel.from_pretrained(model, ADAPTER).eval()
     tokenizer = load_tokenizer(base)
     ids = torch.tensor(prompts(tokenizer, reports))
     how = {"do_sample": False, "pad_token_id": tokenizer.pad_id, "eos_token_id": list(tokenizer.eos_ids)}
@@ -163,7 +142,7 @@ def write_peer(base: Path, reports: list[str], dtype: torch.dtype) -> dict:
         model.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=4, **how)
         clock = Clock() if len(ids) == 1 else None
         with Peak() as peak:
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LONGEST,
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS,
                                  streamer=clock, **how)  # fmt: skip
     written = []
     for row in out[:, ids.shape[1] :].tolist():
@@ -196,13 +175,13 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
     reports = [study["report"] for study in json.loads(given.annotation.read_text())["train"]]
-    part = reports[8 * TRAIN_STEPS :][: 1 if given.work == "one" else 64]
+    part = reports[: 1 if given.work == "one" else 64]
     if given.step:
         dtypes = {"peer": torch.float32, "peer_bf16": torch.bfloat16}
         dtype = dtypes.get(given.step)
         print(json.dumps(write_peer(given.base, part, dtype) if dtype else write_ours(given.base, part)))
         return
-    make_adapter(given.base, reports)
+    make_adapter(given.base)
     runs = alternately(__file__, tuple(given.sides), given.repeats, given.base, given.annotation, "--work",
                        given.work)  # fmt: skip
     rate = "tokens_a_second" if given.work == "one" else "reports_a_second"

@@ -3,9 +3,9 @@
     python benchmarks/first_token.py [--image image.png] [--repeats 5]
 
 `python generate.py image.png` on the embedded demo, and benchmarks/first_token_peer.py on the same files.
-Both run once first, so that the programs and files lie in the page cache. Then the whole report's time, memory of
-each process at its peak (resident, as the operating system counts it), and what is imported before the first
-token, by `python -X importtime`.
+Both run once first, so that the programs and files lie in the page cache. Then the whole report's time, the
+memory of each process at its peak (resident, as the operating system counts it), and what is imported before
+the first token, by `python -X importtime`.
 """
 
 import argparse
