@@ -29,6 +29,7 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         self.bytes, self.running, self.began = anonymous_bytes(), True, time.perf_counter()
+        self.at_first = self.bytes
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
         return self
@@ -64,7 +65,7 @@ def alternately(script: str, steps: tuple[str, ...], repeats: int, *arguments: s
     for _ in range(repeats):
         for step in steps:
             runs[step].append(in_a_process(script, *arguments, "--step", step))
-            print(f"{step}: {json.dumps(runs[step][-1])}", flush=True)
+            print(f"{step}: {json.dumps(runs[step][-1])[:200]}", flush=True)
     return runs
 
 
@@ -115,3 +116,16 @@ def write_results(name: str, value: dict) -> None:
     path.with_suffix(".tmp").write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n")
     path.with_suffix(".tmp").replace(path)
     print(f"written: {path}")
+
+
+def read_bandwidth(n_bytes: int = 2**29, repeats: int = 15) -> float:
+    """Bytes a second at which the cores read fp32 numbers from memory, at best: torch's sum of a tensor
+    sixteen times as large as the cache."""
+    import torch
+
+    numbers, seconds = torch.ones(n_bytes // 4), []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - began)
+    return n_bytes / min(seconds)

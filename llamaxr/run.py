@@ -11,6 +11,7 @@ from . import checkpoint, distributed, memory
 from .data import iu_xray, mimic_cxr, phantom, table
 from .data.report import SECTIONS
 from .data.study import ON_MISSING, Study
+from .decoding import lay_out_for_single_tokens
 from .errors import UserError
 from .features import StudyFeatures, study_features
 from .lora import LoRALinear, add_lora, merge
@@ -283,6 +284,8 @@ def ready_to_write(model: LlamaXR, device: torch.device) -> None:
     if room(device) > 1.5 * size:
         merge(llama, llama.dtype)
         llama.to(llama.dtype)  # the embedding and the head, where they were held in 16 bits
+        if device.type == "cpu":
+            lay_out_for_single_tokens(llama)
 
 
 def newest_run() -> Path | None:

@@ -1,0 +1,67 @@
+"""What a user would write instead of generate.py, with transformers + PEFT + bitsandbytes + torchvision.
+
+    python benchmarks/first_token_peer.py image.png RUN BASE DENSENET.safetensors
+
+The same work on the same files: the image is read, a DenseNet looks at it, the projector makes soft tokens, a
+base in NF4 with the run's LoRA writes the report greedily, a token at a time. Kept as short as such a script
+is. As a streamer prints whole words, the first word counts as its first token.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import bitsandbytes  # noqa: F401
+import torch
+import torch.nn.functional as F
+import torchxrayvision as xrv
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+from skimage.io import imread
+from torchvision.models.densenet import DenseNet
+from torchvision.transforms import Compose
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM, TextStreamer
+
+HEAD = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\nWrite the findings "
+    "section of the radiology report for this chest radiograph study.\n\n### Input:\nfrontal view:"
+)
+image, run, base, densenet = sys.argv[1:]
+step = next(Path(run).glob("step-*"))
+
+with safe_open(densenet, "pt") as file:
+    net = DenseNet(**json.loads(file.metadata()["densenet"]), num_classes=18)
+stem = net.features.conv0.out_channels
+net.features.conv0 = torch.nn.Conv2d(1, stem, 7, 2, 3, bias=False)
+net.load_state_dict(load_file(densenet))
+net.eval()
+
+weights = load_file(step / "projector.safetensors")
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                         bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+model = LlamaForCausalLM.from_pretrained(base, quantization_config=nf4, dtype=torch.float32, device_map="cpu")
+model = PeftModel.from_pretrained(model, step).eval()
+tokenizer = AutoTokenizer.from_pretrained(base)
+
+
+def project(grid: torch.Tensor) -> torch.Tensor:
+    """Feature grid (1, channels, 7, 7) -> soft tokens (1, 49, dim)."""
+    x, w = grid.flatten(2).transpose(1, 2), weights
+    x = F.layer_norm(x, x.shape[-1:], w["norm.weight"], w["norm.bias"])
+    x = F.gelu(F.linear(x, w["fc1.weight"], w["fc1.bias"]))
+    return F.linear(x, w["fc2.weight"], w["fc2.bias"]) + w["place"][:1]
+
+
+with torch.inference_mode():
+    pixels = xrv.utils.normalize(imread(image), 255)
+    pixels = pixels.mean(2) if pixels.ndim == 3 else pixels
+    pixels = Compose([xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(224)])(pixels[None])
+    grid = torch.relu(net.features(torch.from_numpy(pixels)[None].float()))
+    words = model.get_input_embeddings()
+    ids = [tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+           for text in (HEAD, "\n\n### Response:\n")]  # fmt: skip
+    x = torch.cat([words(ids[0]), project(grid), words(ids[1])], dim=1)
+    model.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), max_new_tokens=300,
+                   do_sample=False, streamer=TextStreamer(tokenizer, skip_special_tokens=True))  # fmt: skip
