@@ -127,14 +127,13 @@ class Packing:
     each row has of its own. Linears and norms then see each position once and no filler; attention alone must
     know who belongs together.
 
-    positions (n,): of each place of the packed row, its position in its own row. queries (batch, time): the
-    places of each row's own positions, filled up to the longest. keys (batch, shared + time): the same, the
-    common beginning before them. back (n - shared,): where in queries, read row by row, each place stands.
+    positions (n,): of each place of the packed row, its position in its own row. rows (batch, time): the
+    places that each row reads, from the common beginning on, filled up to the longest at the right, where
+    no other position looks. back (n,): where in rows, read one after the other, each place stands.
     """
 
     positions: Tensor
-    queries: Tensor
-    keys: Tensor
+    rows: Tensor
     back: Tensor
 
     @classmethod
@@ -144,39 +143,28 @@ class Packing:
         own = torch.tensor(lengths) - shared
         places = torch.arange(int(own.max()))[None]  # (1, time)
         valid = places < own[:, None]  # (batch, time)
-        queries = shared + (own.cumsum(0) - own)[:, None] + places.where(valid, 0)
+        own_places = shared + (own.cumsum(0) - own)[:, None] + places.where(valid, 0)
         beginning = torch.arange(shared)
         positions = torch.cat([beginning, shared + places.expand_as(valid)[valid]])
-        keys = torch.cat([beginning.expand(len(own), -1), queries], dim=1)
-        return cls(positions, queries, keys, valid.flatten().nonzero()[:, 0])
+        rows = torch.cat([beginning.expand(len(own), -1), own_places], dim=1)
+        last = torch.cat([torch.zeros(len(own), shared, dtype=torch.bool), valid], dim=1)
+        return cls(positions, rows, torch.cat([beginning, last.flatten().nonzero()[:, 0]]))
 
     def to(self, device) -> "Packing":
         return Packing(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention in the packed row, (1, heads, n, head_dim) as q: of the beginning, then row by row."""
-        time = self.queries.shape[1]
-        shared = self.keys.shape[1] - time
+        """Attention in the packed row, (1, heads, n, head_dim) as q."""
 
-        def rows(x: Tensor, places: Tensor) -> Tensor:
-            """(1, heads, n, head_dim) -> (batch, heads, places a row, head_dim)"""
-            at = x[0].transpose(0, 1).index_select(0, places.flatten())  # a position's heads lie together
-            return at.unflatten(0, places.shape).transpose(1, 2)
+        def rows(x: Tensor) -> Tensor:
+            """(1, heads, n, head_dim) -> (batch, heads, time, head_dim)"""
+            at = x[0].transpose(0, 1).index_select(0, self.rows.flatten())  # a position's heads lie together
+            return at.unflatten(0, self.rows.shape).transpose(1, 2)
 
-        slots = torch.arange(shared, shared + time, device=q.device)
-        mask = attention_mask(slots, shared + time, None)  # filler is right of all that a row reads
-        y = F.scaled_dot_product_attention(
-            rows(q, self.queries), rows(k, self.keys), rows(v, self.keys), attn_mask=mask,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
-        y = y.transpose(1, 2).flatten(0, 1).index_select(0, self.back)  # (n - shared, heads, head_dim)
-        y = y.transpose(0, 1)[None]  # (1, heads, n - shared, head_dim)
-        if not shared:
-            return y
-        first = F.scaled_dot_product_attention(
-            *(x[:, :, :shared] for x in (q, k, v)), is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return torch.cat([first, y], dim=2)
+        # The beginning is attended from in each row again: less work than a mask in place of plain causality.
+        gqa = q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(rows(q), rows(k), rows(v), is_causal=True, enable_gqa=gqa)
+        return y.transpose(1, 2).flatten(0, 1).index_select(0, self.back).transpose(0, 1)[None]
 
 
 class Attention(nn.Module):

@@ -86,7 +86,7 @@ def test_the_packed_row_holds_the_common_beginning_once(model):
     rows = [
         model.collate([s], [r]).ids[0].tolist() for s, r in zip([study(1), study(2)], REPORTS, strict=True)
     ]
-    shared = batch.packing.keys.shape[1] - batch.packing.queries.shape[1]
+    shared = shared_length([model.prompt(study(1)), model.prompt(study(2))])
     assert shared > 20 and rows[0][:shared] == rows[1][:shared] and rows[0][shared] == SLOT
     assert batch.ids[0].tolist() == rows[0] + rows[1][shared:]
     assert batch.packing.positions.tolist() == [*range(len(rows[0])), *range(shared, len(rows[1]))]
