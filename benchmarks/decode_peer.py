@@ -187,6 +187,7 @@ def main() -> None:
     rate = "tokens_a_second" if given.work == "one" else "reports_a_second"
     rates = {side: [run[rate] for run in figures] for side, figures in runs.items()}
     results = {"command": f"python benchmarks/decode_peer.py SMOLLM2 ANNOTATION.JSON --work {given.work}",
+               "repeats": given.repeats,
                rate: {side: summary(values) for side, values in rates.items()},
                "ratio": {}, "same_text": {}}  # fmt: skip
     for side in given.sides[1:]:

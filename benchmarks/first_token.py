@@ -71,7 +71,7 @@ def main() -> None:
             if repeat:  # the first fills the page cache
                 runs[side].append(run)
             print(side, json.dumps(run), flush=True)
-    results: dict = {"command": "python benchmarks/first_token.py"}
+    results: dict = {"command": "python benchmarks/first_token.py", "repeats": given.repeats}
     for figure in ("first_token_s", "whole_s", "peak_resident_MiB"):
         of = {side: [run[figure] for run in figures] for side, figures in runs.items()}
         results[figure] = {side: summary(values) for side, values in of.items()}

@@ -53,7 +53,7 @@ def main() -> None:
     for path in given.base.glob("*.safetensors"):
         path.read_bytes()
     runs = alternately(__file__, ("ours", "peer"), given.repeats, given.base)
-    results = {"command": "python benchmarks/load_peer.py SMOLLM2"}
+    results = {"command": "python benchmarks/load_peer.py SMOLLM2", "repeats": given.repeats}
     for figure in runs["ours"][0]:
         of = {side: [run[figure] for run in figures] for side, figures in runs.items()}
         results[figure] = {side: summary(values) for side, values in of.items()}

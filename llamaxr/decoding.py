@@ -59,9 +59,10 @@ def stream(
 
 
 def lay_out_for_single_tokens(llama: Llama) -> None:
-    """Hold each plain weight with more rows than columns column by column: on a CPU, the product with one
-    token's vector then reads it at twice the speed, since both cores take part (benchmarks/decode_peer.py),
-    and that with many is as fast as before. The weight is the same matrix, in another order in memory."""
+    """Hold each plain weight with more rows than columns column by column. On a CPU the product with one
+    token's vector then reads it faster, since both cores take part: SmolLM2-135M's head at 23 GB/s instead of
+    12 (two cores of an AMD EPYC, MKL); with many vectors it is as fast as before. The weight is the same
+    matrix, in another order in memory."""
     for module in llama.modules():
         if isinstance(module, nn.Linear | nn.Embedding) and module.weight.shape[0] > module.weight.shape[1]:
             module.weight.data = module.weight.data.T.contiguous().T
