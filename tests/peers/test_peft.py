@@ -39,14 +39,15 @@ def test_peft_loads_our_adapter_and_gives_the_same_logits(base, tmp_path):
 
 
 def theirs_in_nf4(base):
-    """transformers' model with bitsandbytes' linears, computing in fp32."""
+    """transformers' model with bitsandbytes' linears, computing in fp32: in training mode, since in eval mode
+    on a CPU with AVX512-BF16 they would repack their weights for a kernel that multiplies in bf16."""
     quantisation = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )  # fmt: skip
     return transformers.LlamaForCausalLM.from_pretrained(
         base, quantization_config=quantisation, dtype=torch.float32, device_map="cpu"
-    )
+    ).train()
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
@@ -57,6 +58,7 @@ def test_training_follows_peft(base, tmp_path, quantize):
     plain = theirs_in_nf4(base) if quantize else transformers.LlamaForCausalLM.from_pretrained(base)
     theirs = peft.PeftModel.from_pretrained(plain, folder, is_trainable=True)
     linear = theirs.base_model.model.model.layers[0].mlp.up_proj.base_layer
+    assert linear.training or not quantize
     assert type(linear).__name__ == ("Linear4bit" if quantize else "Linear")
     losses, ends = {}, {}
     for name, net, logits in (
