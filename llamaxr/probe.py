@@ -30,7 +30,7 @@ from .metrics import baselines, mesh, probes
 from .metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
 from .model import LlamaXR
 from .options import from_json, option, parse
-from .prompt import IGNORE
+from .prompt import IGNORE, with_outline
 from .run import DEMO, RUNS, TrainOptions, build, load_studies, newest_run, pick_device, see_studies
 from .vision import PATHOLOGIES
 from .vision_train import LEAST, PATHOLOGIES_OF
@@ -151,22 +151,25 @@ def summary(features: StudyFeatures) -> np.ndarray:
 def probe_adaptation(model: LlamaXR, step: Path, asked: Sequence[Seen], options: ProbeOptions) -> dict:
     """Perplexity of the true reports by four readers. Before fine-tuning there are two: the base, with the
     instruction and no word of images; and the run's start, whose fresh projector puts noise into the prompt.
-    Afterwards two more: the fine-tuned model with each study's images, and with another study's."""
-    own, texts = [f for f, _ in asked], [study.report for _, study in asked]
+    Afterwards two more: the fine-tuned model with each study's images, and with another study's. Where the run
+    writes an outline, it is part of each text, for all readers: given for nothing it would tell the findings."""
+    own = [f for f, _ in asked]
+    texts = [with_outline(study.report) if model.outline else study.report for _, study in asked]
     pieces = [[model.tokenizer.bytes_of(t) for t in model.tokenizer.encode(text)] for text in texts]
     named = [np.r_[probes.names_a_finding(p), False] for p in pieces]  # the end names nothing
     others = [own[i] for i in baselines.derangement(len(own), options.seed)]
     nothing = StudyFeatures([], own[0].grids[:0], own[0].scores[:0])
-    wordless = LlamaXR(model.projector, model.llama, model.tokenizer, "tokens")  # scores are words, too
+    parts = model.projector, model.llama, model.tokenizer
+    wordless, seeing = LlamaXR(*parts, "tokens"), LlamaXR(*parts, model.bridge)  # scores are words, too
 
     with tqdm(total=4 * len(asked), desc="reading reports", unit=" reports", leave=False) as bar:
 
         def read(reader: LlamaXR, images: list[StudyFeatures]) -> dict[str, list[float]]:
             return probes.perplexity(token_losses(reader, images, texts, options.batch, bar.update), named)
 
-        table = {BASE: read(wordless, [nothing] * len(own)), START: read(model, own)}
+        table = {BASE: read(wordless, [nothing] * len(own)), START: read(seeing, own)}
         checkpoint.load(step, model)
-        table |= {TUNED: read(model, own), SWAPPED: read(model, others)}
+        table |= {TUNED: read(seeing, own), SWAPPED: read(seeing, others)}
     n_named, n = (sum(f(x) for x in named) for f in (np.sum, len))
     return {"tokens": int(n), "naming_findings": int(n_named), "readers": table}
 

@@ -11,7 +11,7 @@ import pytest
 
 import generate
 from llamaxr.errors import UserError
-from llamaxr.prompt import study_prompt, with_report
+from llamaxr.prompt import study_prompt, with_outline, with_report
 from llamaxr.tokenizer import load_tokenizer
 from tests.conftest import REPORTS, sentencepiece_model
 
@@ -238,8 +238,18 @@ def test_a_report_streams_as_it_is_decoded(llama2, base, capsys):
         tokenizer = load_tokenizer(folder)
         for text in (REPORTS[0], "é 😀"):
             steps = ((token,) for token in tokenizer.encode(text))
-            generate.write_as_it_comes(SimpleNamespace(tokenizer=tokenizer), steps)
+            generate.write_as_it_comes(SimpleNamespace(tokenizer=tokenizer, outline=False), steps)
             assert capsys.readouterr().out == text + "\n"
+
+
+def test_an_outline_streams_to_stderr_and_the_report_to_stdout(llama3, capsys):
+    tokenizer, report = load_tokenizer(llama3), "The heart is enlarged. Small left pleural effusion."
+    model = SimpleNamespace(tokenizer=tokenizer, outline=True)
+    for text in (with_outline(report), report):  # the second from a model that forgot it
+        generate.write_as_it_comes(model, ((token,) for token in tokenizer.encode(text)))
+        out, err = capsys.readouterr()
+        assert out == report + "\n"
+        assert err == ("" if text == report else "Findings: cardiomegaly, effusion left.\n")
 
 
 def test_a_tokenizer_json_of_sentencepieces_kind_gives_way_to_the_file_beside_it(llama2):
