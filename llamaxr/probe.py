@@ -151,8 +151,8 @@ def summary(features: StudyFeatures) -> np.ndarray:
 def probe_adaptation(model: LlamaXR, step: Path, asked: Sequence[Seen], options: ProbeOptions) -> dict:
     """Perplexity of the true reports by four readers. Before fine-tuning there are two: the base, with the
     instruction and no word of images; and the run's start, whose fresh projector puts noise into the prompt.
-    Afterwards two more: the fine-tuned model with each study's images, and with another study's. Where the run
-    writes an outline, it is part of each text, for all readers: given for nothing it would tell the findings."""
+    Afterwards two more: the fine-tuned model with each study's images, and with another study's. Where the
+    run writes an outline, it is part of each text, for all readers: given, it would tell the findings."""
     own = [f for f, _ in asked]
     texts = [with_outline(study.report) if model.outline else study.report for _, study in asked]
     pieces = [[model.tokenizer.bytes_of(t) for t in model.tokenizer.encode(text)] for text in texts]
