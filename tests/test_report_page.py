@@ -386,7 +386,8 @@ def downloaded(page):
     file.unlink(missing_ok=True)
     page.click("#download")
     until = time.monotonic() + 10
-    while not file.exists() and time.monotonic() < until:
+    # Chromium reserves the name with an empty file, and moves the whole download there when it has it
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
         time.sleep(0.05)
     return json.loads(file.read_text(encoding="utf-8"))
 
