@@ -25,7 +25,7 @@ from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import StudyFeatures
+from llamaxr.features import StudyFeatures, summary
 from llamaxr.metrics import baselines, meteor15, table, wordnet
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.options import option, parse
@@ -215,15 +215,6 @@ def written_before(kept: Path, settings: dict) -> dict[str, str]:
     for path in others:
         path.unlink()
     return done
-
-
-def summary(features: StudyFeatures) -> np.ndarray:
-    """One vector of a study's images, (2 * channels,): each view's features averaged over places, 0 where the
-    study has no such view."""
-    means = features.grids.float().mean(dim=(2, 3))  # (n_views, channels)
-    both = torch.zeros(2, means.shape[1])
-    both[features.views] = means
-    return both.flatten().numpy()
 
 
 def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:

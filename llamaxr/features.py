@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -114,6 +115,15 @@ def study_features(
         unreadable += [str(error) for error in faults.values()]
     of = dict(zip(images, names, strict=True))
     return [_of_study([(view, rows.get(of[path])) for view, path in study.views]) for study in studies]
+
+
+def summary(features: StudyFeatures) -> np.ndarray:
+    """One vector of a study's images, (2 * channels,): each view's features averaged over places, 0 where the
+    study has no such view."""
+    means = features.grids.float().mean(dim=(2, 3))  # (n_views, channels)
+    both = torch.zeros(2, means.shape[1])
+    both[features.views] = means
+    return both.flatten().numpy()
 
 
 def _of_study(seen: list[tuple[int, _Row | None]]) -> StudyFeatures:

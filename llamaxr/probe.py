@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data.study import SPLITS, Study
 from .errors import UserError, one_line_errors
-from .features import StudyFeatures
+from .features import StudyFeatures, summary
 from .metrics import baselines, mesh, probes
 from .metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
 from .model import LlamaXR
@@ -109,7 +109,9 @@ def probe_features(train: Sequence[Seen], asked: Sequence[Seen], labelled: dict[
     kind, (known, held_out) = annotations([train, asked])
     names = [n for n in CLASSES if LEAST <= sum(n in f for _, f in known) <= len(known) - LEAST]
     present, truth = (np.array([[n in f for n in names] for _, f in part]) for part in (known, held_out))
-    features, questions = (np.stack([summary(f) for f, _ in part]) for part in (known, held_out))
+    features, questions = (
+        np.stack([summary(f) for f, _ in part]).astype(float) for part in (known, held_out)
+    )
     answers = probes.linear_probe(features, present.astype(float), questions)
     own, rows = study_scores([f for f, _ in held_out]), {}
     for j, name in enumerate(names):
@@ -135,14 +137,6 @@ def annotations(parts: list[Sequence[Seen]]) -> tuple[str, list[list[tuple[Study
     found = [[(f, of(study)) for f, study in part] for part in parts]
     nothing = frozenset({NO_FINDING})
     return kind, [[(f, names or nothing) for f, names in part if names is not None] for part in found]
-
-
-def summary(features: StudyFeatures) -> np.ndarray:
-    """(2 * channels,): each view's grid averaged over places, and 0 for a view that the study lacks."""
-    means = features.grids.float().mean(dim=(2, 3))  # (n_views, channels)
-    both = torch.zeros(2, means.shape[1])
-    both[features.views] = means
-    return both.flatten().double().numpy()
 
 
 # 2. What fine-tuning taught

@@ -1,9 +1,13 @@
 """Shared by the tests: a tiny checkpoint folder, written by transformers and tokenizers, not by ourselves."""
 
 import io
+import json
 
 import pytest
 import torch
+from PIL import Image
+
+from llamaxr.data.phantom import phantom
 
 REPORTS = [
     "The heart is normal in size. The lungs are clear. No pneumothorax or pleural effusion.",
@@ -84,3 +88,18 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     write_base(folder)
     return folder
+
+
+def lay_out_phantoms(root, n_train: int, n_val: int, n_test: int) -> dict[str, list[dict]]:
+    """Phantoms in R2Gen's layout under root; gives what its annotation.json says."""
+    annotation = {"train": [], "val": [], "test": []}
+    for i in range(n_train + n_val + n_test):
+        split = "train" if i < n_train else "val" if i < n_train + n_val else "test"
+        _, films, report = phantom(0, i)
+        names = [f"{i}/{view}.png" for view in range(len(films))]
+        (root / "images" / str(i)).mkdir(parents=True)
+        for name, film in zip(names, films, strict=True):
+            Image.fromarray(film).save(root / "images" / name)
+        annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
+    (root / "annotation.json").write_text(json.dumps(annotation))
+    return annotation

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from llamaxr import checkpoint, distributed
-from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.features import study_features
 from llamaxr.vision import load_vision
+from tests.conftest import lay_out_phantoms
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -80,16 +79,7 @@ def same_but_for_rounding(ours: list[dict], theirs: list[dict]):
 def root(tmp_path_factory):
     """28 phantoms in R2Gen's layout: 13 to train, 5 to validate, 10 to test."""
     root = tmp_path_factory.mktemp("iu")
-    annotation = {"train": [], "val": [], "test": []}
-    for i in range(28):
-        split = "train" if i < 13 else "val" if i < 18 else "test"
-        _, films, report = phantom(0, i)
-        names = [f"{i}/{view}.png" for view in range(len(films))]
-        (root / "images" / str(i)).mkdir(parents=True)
-        for name, film in zip(names, films, strict=True):
-            Image.fromarray(film).save(root / "images" / name)
-        annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
-    (root / "annotation.json").write_text(json.dumps(annotation))
+    lay_out_phantoms(root, 13, 5, 10)
     return root
 
 

@@ -5,35 +5,26 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 
 import train
 from llamaxr import probe
-from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import one_line_errors
 from llamaxr.features import StudyFeatures
 from llamaxr.metrics.findings import find
 from llamaxr.run import load_vision
 from llamaxr.vision import PATHOLOGIES
+from tests.conftest import lay_out_phantoms
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Three steps on 24 phantoms, and in the place of eval.py's one report for all the eight to test."""
     root = tmp_path_factory.mktemp("iu")
-    annotation, reports = {"train": [], "val": [], "test": []}, []
-    for i in range(40):
-        split = "train" if i < 24 else "val" if i < 32 else "test"
-        _, films, report = phantom(0, i)
-        names = [f"{i}/{view}.png" for view in range(len(films))]
-        (root / "images" / str(i)).mkdir(parents=True)
-        for name, film in zip(names, films, strict=True):
-            Image.fromarray(film).save(root / "images" / name)
-        annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
-        if split == "test":
-            reports.append({"id": str(i), "reference": report, "generated": "Small right pneumothorax."})
-    (root / "annotation.json").write_text(json.dumps(annotation))
+    tested = lay_out_phantoms(root, 24, 8, 8)["test"]
+    reports = [
+        {"id": s["id"], "reference": s["report"], "generated": "Small right pneumothorax."} for s in tested
+    ]
     call(train, "--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache", "--device",
          "cpu", "--steps", 3, "--batch", 8, "--lr", 3e-3, "--val-every", 3, "--val-studies", 0, "--warmup", 1,
          "--n-samples", 0, "--out", root / "run")  # fmt: skip

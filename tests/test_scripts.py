@@ -23,8 +23,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from llamaxr import checkpoint
-from llamaxr.data.phantom import phantom
 from llamaxr.errors import one_line_errors
+from tests.conftest import lay_out_phantoms
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -44,16 +44,7 @@ def _leave_the_process_as_it_was():
 def root(tmp_path_factory):
     """Forty phantoms in R2Gen's layout: 24 to train, 8 to validate, 8 to test."""
     root = tmp_path_factory.mktemp("iu")
-    annotation = {"train": [], "val": [], "test": []}
-    for i in range(40):
-        split = "train" if i < 24 else "val" if i < 32 else "test"
-        _, films, report = phantom(0, i)
-        names = [f"{i}/{view}.png" for view in range(len(films))]
-        (root / "images" / str(i)).mkdir(parents=True)
-        for name, film in zip(names, films, strict=True):
-            Image.fromarray(film).save(root / "images" / name)
-        annotation[split].append({"id": str(i), "split": split, "report": report, "image_path": names})
-    (root / "annotation.json").write_text(json.dumps(annotation))
+    lay_out_phantoms(root, 24, 8, 8)
     return root
 
 
