@@ -29,6 +29,7 @@ from llamaxr.features import StudyFeatures, summary
 from llamaxr.metrics import baselines, meteor15, table, wordnet
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.options import option, parse
+from llamaxr.prompt import read_outline
 from llamaxr.run import (
     CACHE,
     DEMO,
@@ -123,15 +124,16 @@ def of_a_run(options: EvalOptions):
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
                 "max_tokens": options.max_tokens}  # fmt: skip
     ready_to_write(model, device)
-    reports = write(model, [(s.id, by_id[s.id]) for s in chosen], options, out / "generated.jsonl", settings)
+    written = write(model, [(s.id, by_id[s.id]) for s in chosen], options, out / "generated.jsonl", settings)
     if rank > 0:
         sys.exit()  # the reports are written; scoring them is rank 0's
     judged = table.Judged(
         [s.report for s in chosen],
-        reports,
+        [report for _, report in written],
         [table.truth_of(s.report, s.findings) for s in chosen],
         DRAWN if trained.data == "sample" else FINDINGS,
         [s.report for s in train],
+        [read_outline(outline) for outline, _ in written] if model.outline else None,
     )
     looks = [np.stack([summary(by_id[s.id]) for s in part]) for part in (train, chosen)]
     nearest = baselines.nearest_reports(looks[0], judged.train_reports, looks[1])
@@ -172,9 +174,9 @@ def warn(line: str) -> None:
 
 @torch.inference_mode()
 def write(model, seen: list[tuple[str, StudyFeatures]], options: EvalOptions, kept: Path, settings: dict):
-    """The greedy report of each study. Each batch goes to a file at once, and an evaluation that was broken
-    off goes on from there, if it is of the same settings. Of several processes each writes every n-th batch,
-    to a file of its own; all end in `kept`."""
+    """The greedy outline and report of each study. Each batch goes to a file at once, and an evaluation that
+    was broken off goes on from there, if it is of the same settings. Of several processes each writes every
+    n-th batch, to a file of its own; all end in `kept`."""
     model_device, rank = model.projector.place.device, distributed.rank()
     done = distributed.from_main(lambda: written_before(kept, settings))
     todo = sorted(
@@ -192,26 +194,28 @@ def write(model, seen: list[tuple[str, StudyFeatures]], options: EvalOptions, ke
                 shared=batch.shared,
             )  # fmt: skip
             for (name, _), row in zip(part, rows, strict=True):
-                file.write(json.dumps({"id": name, "generated": model.said(row)[1]}) + "\n")
+                outline, report = model.said(row)
+                file.write(json.dumps({"id": name, "outline": outline, "generated": report}) + "\n")
             file.flush()
     distributed.gather(None)  # all have written
     done = distributed.from_main(lambda: written_before(kept, settings))
     return [done[name] for name, _ in seen]
 
 
-def written_before(kept: Path, settings: dict) -> dict[str, str]:
-    """Study -> report, of what these settings wrote so far. What several processes left in files of their own
-    is moved to `kept`, so that any number of processes can go on."""
+def written_before(kept: Path, settings: dict) -> dict[str, tuple[str, str]]:
+    """Study -> outline and report, of what these settings wrote so far. What several processes left in files
+    of their own is moved to `kept`, so that any number of processes can go on."""
     done, others = {}, sorted(kept.parent.glob(f"{kept.stem}.*.jsonl"))
     for path in (kept, *others):
         try:
             first, *lines = path.read_text(encoding="utf-8").splitlines()
             for line in lines if json.loads(first) == settings else ():
                 row = json.loads(line)
-                done[row["id"]] = row["generated"]
+                done[row["id"]] = row["outline"], row["generated"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # nothing kept, or broken off within a line: what cannot be read is written again
-    write_lines(kept, [settings, *({"id": i, "generated": text} for i, text in done.items())])
+    rows = ({"id": i, "outline": outline, "generated": text} for i, (outline, text) in done.items())
+    write_lines(kept, [settings, *rows])
     for path in others:
         path.unlink()
     return done

@@ -97,7 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     start = 0
     if resumed:
         start = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
-    elif options.adapter:
+    else:
+        model.projector.standardise(features.grids for features, _ in train)
+    if options.adapter and not resumed:
         checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
     if is_main:
         if not resumed:
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         began = time.perf_counter()
         # The batches depend on the seed and the step alone, so a resumed run sees what it would have seen.
         chosen = [distributed.share(part) for part in studies_of_step(train, step, options)]
-        micro = [collate(model, part, options) for part in chosen]
+        micro = [collate(model, part, options, step <= options.outline_steps) for part in chosen]
         n_targets = distributed.total(sum((batch.targets != IGNORE).sum() for batch in micro))
         total = torch.zeros((), device=device)
         for batch in micro:
@@ -219,10 +221,11 @@ def studies_of_step(train: list, step: int, options: TrainOptions) -> list[list]
     return [rows[i : i + options.batch] for i in range(0, n, options.batch)]
 
 
-def collate(model: LlamaXR, part: list, options: TrainOptions) -> Batch:
+def collate(model: LlamaXR, part: list, options: TrainOptions, outline_alone: bool = False) -> Batch:
     """(features, study) pairs -> a batch to learn from, on the model's device."""
     features, reports = [f for f, _ in part], [s.report for _, s in part]
-    return model.collate(features, reports, options.max_report_tokens).to(model.projector.place.device)
+    batch = model.collate(features, reports, options.max_report_tokens, outline_alone)
+    return batch.to(model.projector.place.device)
 
 
 def schedule(step: int, options: TrainOptions) -> float:

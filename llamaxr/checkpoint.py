@@ -26,7 +26,7 @@ from .errors import UserError
 from .lora import TARGETS, LoRALinear
 from .model import LlamaXR
 
-VERSION = 1  # of the folder's format; raise it when an older reader would misread a newer folder
+VERSION = 2  # of the folder's format; raise it when an older reader would misread a newer folder
 PEFT_PREFIX = "base_model.model.model."
 
 

@@ -71,16 +71,24 @@ class LlamaXR(nn.Module):
         )
 
     def collate(
-        self, studies: list[StudyFeatures], reports: list[str] | None = None, max_report_tokens: int = 0
+        self,
+        studies: list[StudyFeatures],
+        reports: list[str] | None = None,
+        max_report_tokens: int = 0,
+        outline_alone: bool = False,
     ) -> Batch:
-        """Studies (and, to train, their reports) -> Batch."""
+        """Studies (and, to train, their reports, or of each the outline alone) -> Batch."""
         grids = torch.cat([study.grids for study in studies])  # (n, channels, 7, 7)
         views = torch.tensor([view for study in studies for view in study.views], dtype=torch.long)
         prompts = [self.prompt(study) for study in studies]
         if reports is not None:
             reports = [with_outline(report) if self.outline else report for report in reports]
-            pairs = zip(prompts, reports, strict=True)
-            rows = [with_report(self.tokenizer, ids, report, max_report_tokens) for ids, report in pairs]
+            if outline_alone:
+                reports = [report[: report.index("\n") + 1] for report in reports]
+            rows = [
+                with_report(self.tokenizer, ids, report, max_report_tokens, ends=not outline_alone)
+                for ids, report in zip(prompts, reports, strict=True)
+            ]
             shared = shared_length(prompts)
             ids, targets = ([*getattr(rows[0], name)[:shared]] for name in ("ids", "targets"))
             for row in rows:

@@ -4,7 +4,13 @@ DenseNet leaves a grid of places, each with a vector of features. Each place bec
 model's embedding space, a "soft token", which stands in the prompt as a word would. Two learned
 linear layers do it (as in LLaVA-1.5, Liu et al. 2023), and a learned vector for each view and place says
 where the place is: the side and the height in the lung must survive, since the report names them.
+
+All radiographs look alike to DenseNet: most of a feature is the same in each, and what tells one patient from
+another is small beside it. So each channel is first given mean 0 and spread 1 over the training studies, or
+the language model learns for epochs before it notices a difference (benchmarks/LOG.md).
 """
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """LayerNorm, linear, GELU, linear, + an embedding for each (view, place).
+    """Standardise, linear, GELU, linear, + an embedding for each (view, place).
 
     in_channels: features a place. dim: the language model's width. grid: places a side after pooling
     (7 keeps DenseNet's 49). token_std: the spread of the language model's own word embeddings; soft tokens
@@ -22,11 +28,12 @@ class Projector(nn.Module):
     def __init__(self, in_channels: int, dim: int, grid: int = 7, n_views: int = 2, token_std: float = 1.0):
         super().__init__()
         self.grid = grid
-        self.norm = nn.LayerNorm(in_channels)
+        self.register_buffer("mean", torch.zeros(in_channels))
+        self.register_buffer("std", torch.ones(in_channels))
         self.fc1 = nn.Linear(in_channels, dim)
         self.fc2 = nn.Linear(dim, dim)
         self.place = nn.Parameter(torch.randn(n_views, grid * grid, dim) * token_std / 4)
-        # LayerNorm, then fc1's default init, then GELU leave a spread near 0.34; undo it, apply token_std.
+        # Spread 1, then fc1's default init, then GELU leave a spread near 0.34; undo it, apply token_std.
         nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
         nn.init.zeros_(self.fc2.bias)
 
@@ -35,9 +42,25 @@ class Projector(nn.Module):
         """Soft tokens a view."""
         return self.grid * self.grid
 
+    @torch.inference_mode()
+    def standardise(self, studies: Iterable[Tensor]) -> None:
+        """Take mean and spread of each channel from the training studies' grids, each (n_views, channels,
+        height, width). To be done once, before training; both are kept with the weights."""
+        total, squares, n = 0.0, 0.0, 0
+        for grids in studies:
+            x = self.pooled(grids.double())
+            total, squares, n = total + x.sum((0, 1)), squares + x.square().sum((0, 1)), n + x[..., 0].numel()
+        mean = total / n
+        self.mean.copy_(mean)
+        self.std.copy_((squares / n - mean.square()).clamp(min=0).sqrt())
+        self.std.masked_fill_(self.std < 1e-6, 1.0)  # a channel that is dead says nothing, and never infinity
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """(n, channels, height, width) -> (n, n_tokens, channels), row by row."""
+        return F.adaptive_avg_pool2d(features, self.grid).flatten(2).transpose(1, 2)
+
     def forward(self, features: Tensor, view: Tensor) -> Tensor:
         """features (n, channels, height, width) of n views, view (n,) their index -> (n, n_tokens, dim)."""
-        x = F.adaptive_avg_pool2d(features, self.grid)  # (n, channels, grid, grid)
-        x = x.flatten(2).transpose(1, 2)  # (n, n_tokens, channels), row by row
+        x = (self.pooled(features) - self.mean) / self.std  # (n, n_tokens, channels)
         place = self.place.index_select(0, view)  # not self.place[view], whose gradient adds up in any order
-        return self.fc2(F.gelu(self.fc1(self.norm(x)))) + place  # (n, n_tokens, dim)
+        return self.fc2(F.gelu(self.fc1(x))) + place  # (n, n_tokens, dim)

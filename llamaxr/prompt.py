@@ -98,12 +98,28 @@ def split_outline(text: str) -> tuple[str, str]:
     return line.removeprefix(OUTLINE), report.strip()
 
 
-def with_report(tokenizer: Tokenizer, prompt: list[int], report: str, max_report_tokens: int = 0) -> Example:
+def read_outline(line: str) -> dict[str, frozenset[str]]:
+    """What such a line names, with its sides; words that with_outline never writes name nothing."""
+    named = {}
+    for words in line.strip().rstrip(".").split(", "):
+        name, sides = words, set()
+        while name.endswith((" left", " right")):
+            name, _, side = name.rpartition(" ")
+            sides.add(side)
+        if name in FINDINGS:
+            named[name] = frozenset(sides)
+    return named
+
+
+def with_report(
+    tokenizer: Tokenizer, prompt: list[int], report: str, max_report_tokens: int = 0, ends: bool = True
+) -> Example:
     """Prompt, report and EOS, with loss on report and EOS only.
 
-    max_report_tokens > 0 cuts longer reports; a cut one has no EOS, since the report does not end there.
+    max_report_tokens > 0 cuts longer reports; a cut one has no EOS, since the report does not end there, nor
+    has one that is but a beginning (`ends` False).
     """
-    answer = [*tokenizer.encode(report), tokenizer.eos_ids[0]]
+    answer = [*tokenizer.encode(report), *tokenizer.eos_ids[:1]][: None if ends else -1]
     if max_report_tokens:
         answer = answer[:max_report_tokens]
     ids = prompt + answer

@@ -48,7 +48,8 @@ function showTables() {
   const writers = data.writers[$("group").value];
   $("scores").replaceChildren(...Object.entries(data.blocks).map(([block, [title, names]]) => {
     const shown = names.filter((name) => name in writers.system[block]);
-    const rows = Object.entries(writers).map(([writer, scores]) => {
+    const known = Object.entries(writers).filter(([, scores]) => block in scores); // an outline: findings alone
+    const rows = known.map(([writer, scores]) => {
       const cells = shown.map((name) => {
         const value = scores[block][name]; // swapping does not change what the reports themselves are
         return cell(block === "reports" ? [value[0]] : value, name === "distinct");

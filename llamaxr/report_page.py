@@ -87,7 +87,7 @@ def write(
                 progress()
     studies.sort(key=lambda s: s.pop("order"), reverse=True)
     writers = {
-        name: {w: {b: blocks[b] for b in BLOCKS} for w, blocks in group["writers"].items()}
+        name: {w: {b: blocks[b] for b in BLOCKS if b in blocks} for w, blocks in group["writers"].items()}
         for name, group in results["groups"].items()
     }
     heated = to_bytes([view["heat"] for s in studies for view in s["views"]])

@@ -86,6 +86,9 @@ class TrainOptions:
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
     grid: int = option(7, "soft tokens a view: GRID x GRID of DenseNet's 7 x 7 places", at_least=1, at_most=7)
     outline: bool = option(False, "the model writes a line of findings before the report (recipe ours does)")
+    outline_steps: int = option(
+        0, "with --outline: the first N steps learn the outline alone, and look before they talk", at_least=0
+    )
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(16.0, "LoRA's scale: adapters are multiplied by alpha / rank", above=0)
     optimizer: str = option(
@@ -131,6 +134,8 @@ def settle(options: TrainOptions, given: set[str]) -> TrainOptions:
     if "steps" in given:
         recipe = {**recipe, "epochs": 0.0}
     options = replace(options, **{name: value for name, value in recipe.items() if name not in given})
+    if options.outline_steps and not options.outline:
+        raise UserError("--outline-steps are of --outline; give it too")
     if not options.steps and not options.epochs:
         raise UserError("--steps and --epochs are both 0; give one of them")
     return replace(options, base=options.base or ("tiny" if options.data == "sample" else LLAMA_8B))

@@ -57,6 +57,9 @@ def test_an_outline_stands_before_the_report_carries_loss_and_is_no_part_of_what
     carrying = batch.targets[batch.targets != IGNORE]
     assert len(carrying) > (plain.targets != IGNORE).sum()
     assert model.said(carrying[:-1].tolist()) == ("granuloma left.", report)
+    alone = model.collate([study(1)], [report], outline_alone=True)
+    carrying = alone.targets[alone.targets != IGNORE]
+    assert model.tokenizer.decode(carrying.tolist()) == "Findings: granuloma left.\n"
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -127,6 +130,7 @@ def test_the_loss_does_not_depend_on_the_order_of_studies(model):
 @pytest.mark.parametrize("bridge", ["tokens", "scores", "both"])
 def test_another_image_gives_another_loss(base, bridge):
     model = assemble(base, bridge)
+    model.projector.standardise([study(1).grids, study(2).grids])
     a, _ = model.loss(model.collate([study(1)], REPORTS[:1]))
     b, _ = model.loss(model.collate([study(2)], REPORTS[:1]))
     assert not torch.allclose(a, b, rtol=1e-4)

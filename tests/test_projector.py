@@ -48,3 +48,15 @@ def test_soft_tokens_start_with_the_spread_of_word_embeddings():
 
 def test_a_smaller_grid_gives_fewer_tokens():
     assert Projector(8, 16, grid=3)(torch.rand(2, 8, 7, 7), torch.tensor([0, 1])).shape == (2, 9, 16)
+
+
+def test_features_are_standardised_over_all_training_studies_whatever_their_views():
+    torch.manual_seed(0)
+    projector = Projector(8, 16, grid=2)
+    studies = [torch.rand(n, 8, 7, 7).half() * 5 + 100 for n in (1, 2, 2)]
+    for grids in studies:
+        grids[:, 7] = 3.0  # a channel is dead
+    projector.standardise(studies)
+    x = (projector.pooled(torch.cat(studies).float()) - projector.mean) / projector.std
+    assert torch.allclose(x.mean((0, 1)), torch.zeros(8), atol=1e-3)
+    assert torch.allclose(x.std((0, 1), unbiased=False), torch.tensor([1.0] * 7 + [0.0]), atol=1e-3)

@@ -2,7 +2,16 @@ import re
 
 import pytest
 
-from llamaxr.prompt import IGNORE, SLOT, split_outline, study_prompt, with_outline, with_report
+from llamaxr.metrics.findings import FINDINGS
+from llamaxr.prompt import (
+    IGNORE,
+    SLOT,
+    read_outline,
+    split_outline,
+    study_prompt,
+    with_outline,
+    with_report,
+)
 from llamaxr.tokenizer import load_tokenizer
 
 REPORT = "The heart is normal in size."
@@ -87,6 +96,18 @@ def test_what_was_outlined_comes_back_apart(report):
     outline, rest = split_outline(with_outline(report))
     assert rest == report and with_outline(report) == f"Findings: {outline}\n{report}"
     assert split_outline(f" {report}") == ("", report)
+
+
+def test_a_beginning_does_not_end(tokenizer):
+    whole, part = (with_report(tokenizer, [3], REPORT, ends=ends) for ends in (True, False))
+    assert part.ids == whole.ids[:-1] and tokenizer.eos_ids[0] not in part.ids
+
+
+@pytest.mark.parametrize("sides", [(), ("left",), ("left", "right")])
+def test_a_line_of_findings_reads_back_as_what_it_names(sides):
+    line = ", ".join(" ".join([name, *sides]) for name in FINDINGS) + "."
+    assert read_outline(line) == dict.fromkeys(FINDINGS, frozenset(sides))
+    assert read_outline("none.") == read_outline("") == read_outline("effusions left, le") == {}
 
 
 def test_a_report_that_was_cut_off_within_its_outline_is_empty():

@@ -410,7 +410,7 @@ def test_blind_review_does_not_tell_which_text_is_which(review):
 
 def test_answers_are_kept_and_downloaded_with_the_text_that_they_judge(review):
     page = review
-    page.press("Dr. \"Ä\"", on="#reader")
+    page.press('Dr. "Ä"', on="#reader")
     judged = page.study()
     answer(page, "A", correct="partly", complete="no", would_sign="no")
     assert page.texts("#list small")[0] == "begun"

@@ -221,7 +221,16 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
     assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
+    assert "--outline-steps are of --outline" in refusal(
+        capsys, train, *options, *new, "--no-outline", "--outline-steps", 1
+    )
     assert not (tmp_path / "new").exists()
+
+
+def test_the_first_steps_may_learn_the_outline_alone(run, root, options):
+    call(train, *options, "--outline-steps", 3, "--out", root / "outlined")
+    plain, outlined = metrics(run), metrics(root / "outlined")
+    assert plain[0] == outlined[0] and outlined[1]["loss"] != plain[1]["loss"]
 
 
 # generate.py
@@ -324,6 +333,7 @@ def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
         value, low, high = results["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"]
         assert 0 <= low <= value <= high <= 1
     assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1]
+    assert results["groups"]["all"]["writers"]["outline"].keys() == {"findings", "per_class"}
     assert all(line in said for line in results["in_words"]) and len(results["in_words"]) == 3
     lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [str(i) for i in range(32, 38)]

@@ -5,7 +5,8 @@ Out: for each group of studies and each writer, every score with its 95% interva
 
 The writers: `system`, whose reports are judged; `swapped`, the same reports given to other studies;
 `constant`, the best single report; `random`, training reports drawn at random; `nearest`, the report of the
-training study whose image is most alike.
+training study whose image is most alike; `outline`, what a system that outlines its reports (prompt.py) named
+there, findings alone: what it saw, beside what it told.
 
 Swapping the images is the same as swapping the reports: a system that reads nothing but the images writes for
 study i, given j's images, what it wrote for j. So the test costs no generation, and any system can be put to
@@ -23,6 +24,7 @@ from .findings import FINDINGS, locate
 
 N_SWAPS = 5
 SYSTEM, SWAPPED, CONSTANT, RANDOM, NEAREST = "system", "swapped", "constant", "random", "nearest"
+OUTLINE = "outline"
 BLOCKS = {
     "llama_xr": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"),
     "coco": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "meteor"),
@@ -34,13 +36,15 @@ BLOCKS = {
 @dataclass(frozen=True)
 class Judged:
     """One split as a system wrote it, a study a place. findings: each study's true findings with their sides;
-    names: the classes that are scored. train_reports may be empty: then there are no floors."""
+    names: the classes that are scored. train_reports may be empty: then there are no floors. outlined: of a
+    system that writes outlines, what each names, in the form of findings."""
 
     references: Sequence[str]
     generated: Sequence[str]
     findings: Sequence[Mapping[str, frozenset[str]]]
     names: Sequence[str]
     train_reports: Sequence[str]
+    outlined: Sequence[Mapping[str, frozenset[str]]] | None = None
 
 
 def writers(judged: Judged, val_reports: Sequence[str], nearest: Sequence[str] | None, seed: int) -> dict:
@@ -97,15 +101,20 @@ class Scorer:
             names, counts = measured[key]
             values = bootstrap(counts[rows], function.scores).tolist()
             blocks[block] = dict(zip(names, values, strict=True))
-        truth, said = [self.judged.findings[i] for i in rows], [measured["said"][i] for i in rows]
-        found = agreement.score(truth, said, self.judged.names)
-        blocks["findings"] = {name: [found[name], *found["intervals"][name]] for name in BLOCKS["findings"]}
+        found = self.findings(measured["said"], rows)
         reports = [measured["reports"][i] for i in rows]
         variety = overlap.variety(reports, self.judged.train_reports)
         if not self.judged.train_reports:
             del variety["verbatim_in_train"]
         blocks["reports"] = {name: [value] for name, value in variety.items()}
-        return {**blocks, "per_class": found["per_class"]}
+        return {**blocks, **found}
+
+    def findings(self, said: Sequence[Mapping], rows: list[int]) -> dict:
+        """The findings' block of some studies, and the findings class by class."""
+        truth, said = [self.judged.findings[i] for i in rows], [said[i] for i in rows]
+        found = agreement.score(truth, said, self.judged.names)
+        block = {name: [found[name], *found["intervals"][name]] for name in BLOCKS["findings"]}
+        return {"findings": block, "per_class": found["per_class"]}
 
 
 def spread(blocks: list[dict]) -> dict:
@@ -137,6 +146,9 @@ def judge(judged: Judged, written: dict, scorer: Scorer) -> dict:
             del measured  # before the next is made
         for group, blocks in scored.items():
             table[group]["writers"][name] = spread(blocks) if name == SWAPPED else blocks[0]
+    if judged.outlined is not None:
+        for group, rows in parts.items():
+            table[group]["writers"][OUTLINE] = scorer.findings(judged.outlined, rows)
     table["all"]["differences"] = differences
     return table
 
@@ -211,6 +223,8 @@ def as_text(table: dict, compat: bool = False) -> str:
             lines += [f"\n{group}, {part['studies']} studies. {title[block]}"]
             lines += [f"{'':10s}" + "".join(f"{n.replace('_', '-'):>23s}" for n in shown)]
             for writer, blocks in part["writers"].items():
+                if block not in blocks:
+                    continue
                 cells = [_cell(blocks[block][n]) for n in shown]
                 lines.append(f"{writer:10s}" + "".join(f"{cell:>23s}" for cell in cells))
     head = f"{'':26s}{'right':>7s}{'wrong side':>12s}{'missed':>8s}{'invented':>10s}{'F1':>23s}"

@@ -1,6 +1,7 @@
 """The table: floors, groups, intervals, and what follows from them in words."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_a_system_that_writes_one_report_for_all_is_told_that_it_does_not_look()
     constant = table.writers(judged(TRUTHS), [], None, seed=0)["constant"]
     lines = " ".join(table.plain_words(scored(constant)))
     assert "Swapping the images costs nothing" in lines and "cannot be told from one report" in lines
+
+
+def test_what_was_outlined_stands_beside_what_was_told_in_findings_alone():
+    split = replace(judged([CONSTANT] * len(TRUTHS)), outlined=[table.truth_of(text) for text in TRUTHS])
+    groups = table.judge(split, {"system": split.generated}, table.Scorer(split))
+    writers = groups["abnormal"]["writers"]
+    assert writers["outline"]["findings"]["micro_f1"] == [1, 1, 1] and "llama_xr" not in writers["outline"]
+    assert writers["system"]["findings"]["micro_f1"][0] == 0
+    assert table.as_text(groups).count("\noutline ") == len(groups)
 
 
 def test_a_swap_moves_every_report_to_another_study():
