@@ -2,10 +2,12 @@
 
     python eval.py --run runs/NAME --split test                a trained run on its data
     python eval.py --score FILE.jsonl --train-reports FILE     any system's reports; no model is loaded
+    python eval.py --score FILE.jsonl --data iu_xray --root DIR     with a data set's train reports
     torchrun --nproc-per-node 2 -- eval.py --run runs/NAME     the reports written by several processes
 
 FILE.jsonl holds an object a study: id, reference, generated. The training reports, a JSON string or an object
-with a `report` a line, are for the floors. Every score stands with its 95% interval over the studies, by two
+with a `report` a line, are for the floors, or those of a data set, which also has a val split to choose the
+constant report on. Every score stands with its 95% interval over the studies, by two
 conventions that are never mixed, for the system and for what was written without looking (metrics/table.py).
 """
 
@@ -32,8 +34,10 @@ from llamaxr.options import option, parse
 from llamaxr.prompt import read_outline
 from llamaxr.run import (
     CACHE,
+    DATA,
     DEMO,
     RUNS,
+    TrainOptions,
     load_studies,
     newest_run,
     open_run,
@@ -49,6 +53,7 @@ class EvalOptions:
     split: str = option("test", "which studies", choices=SPLITS)
     score: Path | None = option(None, "score the reports of this JSONL file instead of a run's")
     train_reports: Path | None = option(None, "with --score: training reports, for the floors")
+    data: str | None = option(None, "with --score: data set whose reports make the floors", choices=DATA)
     r2gen_compat: bool = option(False, "COCO scores as R2Gen's: reports cut at 59 words, rare words replaced")
     meteor15: bool = option(False, "METEOR 1.5 too (needs Java and pycocoevalcap; minutes)")
     json: bool = option(False, "print results.json instead of the table")
@@ -57,7 +62,7 @@ class EvalOptions:
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
     seed: int = option(0, "seed of the swaps and of drawn reports", at_least=0)
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
-    root: Path | None = option(None, "folder of the data set, if it is no longer where the run had it")
+    root: Path | None = option(None, "folder of --data, or of the run's data set if it has moved")
     out: Path | None = option(None, "folder for results; RUN/eval-SPLIT, or beside FILE, if not given")
 
 
@@ -66,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     java = meteor15.program() if options.meteor15 else None
     if options.meteor15 and java is None:
         raise UserError(meteor15.MISSING)
+    if options.data and (options.score is None or options.train_reports):
+        raise UserError("--data goes with --score, and instead of --train-reports: a run knows its data set")
     if options.score is not None:
         ids, judged, written, settings, out, look = of_a_file(options)
     else:
@@ -145,12 +152,18 @@ def of_a_run(options: EvalOptions):
 
 def of_a_file(options: EvalOptions):
     """The same from a file of someone's reports."""
+    distributed.start(torch.device("cpu"))
+    if distributed.rank() > 0:
+        sys.exit()  # there is nothing to share
     rows = read_lines(options.score, ("id", "reference", "generated"))[: options.limit or None]
     if len({row["id"] for row in rows}) < len(rows):
         raise UserError(f"{options.score} names a study twice; mend the file")
-    train = []
+    train, val = [], []
     if options.train_reports is not None:
         train = [row["report"] for row in read_lines(options.train_reports, ("report",))]
+    if options.data is not None:
+        studies = load_studies(TrainOptions(data=options.data, root=options.root), warn)
+        train, val = ([s.report for s in studies if s.split == split] for split in ("train", "val"))
     references = [row["reference"] for row in rows]
     judged = table.Judged(
         references,
@@ -160,10 +173,10 @@ def of_a_file(options: EvalOptions):
         train,
     )
     if not train:
-        warn("no --train-reports: the constant and random reports are left out of the table")
+        warn("no --train-reports or --data: the constant and random reports are left out of the table")
     settings = {"score": str(options.score), "seed": options.seed, "studies": len(rows)}
     out = options.out or options.score.with_name(options.score.stem + "-scores")
-    written = table.writers(judged, [], None, options.seed)
+    written = table.writers(judged, val, None, options.seed)
     return [row["id"] for row in rows], judged, written, settings, out, None
 
 
@@ -225,16 +238,17 @@ def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
     """The objects of a JSONL file, each with these texts; a bare string stands for the first key's."""
     rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            row = {keys[0]: row} if isinstance(row, str) and len(keys) == 1 else row
-            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-                raise UserError(
-                    f"{path}, line {number}: no object with the texts {', '.join(keys)}; mend the file"
-                )
-            rows.append(row)
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                row = {keys[0]: row} if isinstance(row, str) and len(keys) == 1 else row
+                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
+                    raise UserError(
+                        f"{path}, line {number}: no object with the texts {', '.join(keys)}; mend the file"
+                    )
+                rows.append({key: row[key] for key in keys})
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as JSONL ({error}); give a file with an object a line"

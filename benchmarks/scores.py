@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import Peak, in_a_process, write_results
+from measure import RESULTS, Peak, in_a_process, machine, write_results
 
 STEPS = ("split", "many")
 
@@ -79,10 +79,11 @@ def write_many(annotation: Path, n: int, folder: Path) -> None:
 def score_many(folder: Path) -> dict:
     import eval as script  # eval.py
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     with Peak() as peak, contextlib.redirect_stdout(io.StringIO()):
         script.main(["--score", f"{folder}/reports.jsonl", "--train-reports", f"{folder}/train.jsonl"])
-    return {**peak.figures(), "seconds": round(time.perf_counter() - began, 1)}
+    cpu, seconds = time.process_time() - cpu, time.perf_counter() - began
+    return {**peak.figures(), "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
 
 
 def main() -> None:
@@ -98,14 +99,17 @@ def main() -> None:
         step = time_split if options.step == "split" else score_many
         print(json.dumps(step(options.annotation)))
         return
-    results = {}
+    kept = RESULTS / "scores.json"  # what is not measured now stays as it was
+    results = json.loads(kept.read_text()) if kept.is_file() else {}
+    results.pop("machine", None)
+    stamp = {"commit": machine()["commit"]}
     if "split" in options.only:
-        results["split"] = in_a_process(__file__, options.annotation, "--step", "split")
+        results["split"] = stamp | in_a_process(__file__, options.annotation, "--step", "split")
         print(json.dumps(results["split"]))
     for n in options.studies if "many" in options.only else ():
         with tempfile.TemporaryDirectory() as folder:
             write_many(options.annotation, n, Path(folder))
-            results[f"{n} studies"] = in_a_process(__file__, folder, "--step", "many")
+            results[f"{n} studies"] = stamp | in_a_process(__file__, folder, "--step", "many")
         print(n, "studies:", json.dumps(results[f"{n} studies"]), flush=True)
     write_results("scores", results)
 

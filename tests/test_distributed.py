@@ -162,6 +162,13 @@ def test_two_processes_write_and_score_the_same_reports_as_one(one, evaluated, t
     assert not list(tmp_path.glob("generated.*.jsonl")) and said.count("written: ") == 1
 
 
+def test_a_file_is_scored_by_one_process_alone(evaluated, tmp_path):
+    shutil.copyfile(evaluated / "reports.jsonl", tmp_path / "theirs.jsonl")
+    said = finished(torchrun("eval.py", "--score", tmp_path / "theirs.jsonl"))
+    assert said.count("written: ") == 1
+    assert (tmp_path / "theirs-scores" / "results.json").is_file()
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_evaluation_that_three_processes_began_is_ended_by_another_number(n, one, evaluated, tmp_path):
     settings, *rows = (evaluated / "generated.jsonl").read_text().splitlines(keepends=True)

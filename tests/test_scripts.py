@@ -375,6 +375,23 @@ def test_anyones_reports_stand_in_the_same_table(evaluated, capsys, tmp_path):
     assert "nearest" not in printed["groups"]["all"]["writers"]
 
 
+def test_the_floors_of_anyones_reports_may_come_from_a_data_set(root, evaluated, capsys, tmp_path):
+    shutil.copyfile(evaluated / "reports.jsonl", tmp_path / "theirs.jsonl")
+    command = ["--score", tmp_path / "theirs.jsonl", "--data", "iu_xray", "--root", root]
+    call(evaluate, *command)
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (evaluated, tmp_path / "theirs-scores")
+    )
+    assert theirs["constant_report"] == ours["constant_report"]  # chosen on the same val studies
+    for who in ("constant", "random"):
+        of = [r["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"] for r in (ours, theirs)]
+        assert of[0] == of[1]
+    capsys.readouterr()
+    assert "instead of --train-reports" in refusal(capsys, evaluate, *command, "--train-reports", root)
+    assert "--data goes with --score" in refusal(capsys, evaluate, "--data", "iu_xray")
+
+
 @pytest.mark.parametrize(
     ("lines", "named"),
     [('{"id": "a", "reference": "x"}', "line 1: no object with the texts id"), ("[1]", "line 1"),

@@ -5,7 +5,7 @@ study and a class at a time: right, on the wrong side, missed (omission) or inve
 all studies precision, recall and F1, each with its 95% bootstrap interval.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -48,25 +48,44 @@ def score(truths: Sequence[Findings], said: Sequence[Findings], names: Sequence[
     """
     if len(truths) != len(said):
         raise ValueError(f"{len(truths)} references for {len(said)} generated reports")
-    rows, n = list(dict.fromkeys([*names, NO_FINDING])), len(truths)
-    counts = np.zeros((n, len(rows), len(OUTCOMES)))  # (study, class, outcome), each 0 or 1
-    for i, pair in enumerate(zip(truths, said, strict=True)):
+    return score_of(tally(truths, said, names), names)
+
+
+def tally(truths: Iterable[Findings], said: Iterable[Findings], names: Sequence[str]) -> np.ndarray:
+    """What became of each class in each study, a byte each: (n, classes) of 0, where it is neither true nor
+    said, or 1 + its place in OUTCOMES. The classes are names, then NO_FINDING if it is not among them."""
+    rows = _rows(names)
+    places, codes = {name: i for i, name in enumerate(rows)}, bytearray()
+    for pair in zip(truths, said, strict=True):
+        study = bytearray(len(rows))
         for name, outcome in outcomes(*pair, rows).items():
-            counts[i, rows.index(name), OUTCOMES.index(outcome)] = 1
-    pooled = counts[:, : len(names)].sum(1)  # (study, outcome)
-    met = pooled.any(1, keepdims=True)
-    columns = np.hstack([counts.reshape(n, len(rows) * len(OUTCOMES)), pooled, _rates(pooled), met])
+            study[places[name]] = 1 + OUTCOMES.index(outcome)
+        codes += study
+    return np.frombuffer(codes, np.uint8).reshape(-1, len(rows))
+
+
+def pooled(codes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(n, classes) of `tally` -> how many of names were right, wrong in side, missed, invented: (n, 4)."""
+    return np.stack([(codes[:, : len(names)] == 1 + i).sum(1) for i in range(len(OUTCOMES))], axis=1)
+
+
+def score_of(codes: np.ndarray, names: Sequence[str], n_resamples: int = 1000) -> dict:
+    """`score` of the studies of a tally."""
+    rows, n = _rows(names), len(codes)
+    counts = (codes[..., None] == np.arange(1, 1 + len(OUTCOMES))).view(np.uint8)  # (study, class, outcome)
 
     def rates(sums: np.ndarray) -> np.ndarray:
-        """From sums of columns (r, k) to micro, macro and example means, then those of each class: (r, m)."""
-        classes = sums[:, :-8].reshape(len(sums), len(rows), len(OUTCOMES))
-        pooled, example, met = sums[:, -8:-4], sums[:, -4:-1], sums[:, -1:]
+        """From sums of counts (r, k) to micro and macro means, then the rates of each class: (r, 6 + 3 k)."""
+        classes = sums.reshape(len(sums), len(rows), len(OUTCOMES))
         each = _rates(classes)  # (r, class, 3)
         scored = classes[:, : len(names)].any(2)[..., None]  # (r, class, 1)
         macro = _ratio((each[:, : len(names)] * scored).sum(1), scored.sum(1))
-        return np.hstack([_rates(pooled), macro, _ratio(example, met), each.reshape(len(sums), -1)])
+        return np.hstack([_rates(classes[:, : len(names)].sum(1)), macro, each.reshape(len(sums), -1)])
 
-    table = bootstrap(columns, rates).tolist()
+    table = bootstrap(counts.reshape(n, len(rows) * len(OUTCOMES)), rates, n_resamples).tolist()
+    own = pooled(codes, names)  # (study, outcome)
+    example = np.hstack([_rates(own), own.any(1, keepdims=True)])
+    table[6:6] = bootstrap(example, lambda sums: _ratio(sums[:, :3], sums[:, 3:]), n_resamples).tolist()
     ratios = ("precision", "recall", "f1")
     heads = [f"{mean}_{x}" for mean in ("micro", "macro", "example") for x in ratios]
     result = {head: value for head, (value, _, _) in zip(heads, table, strict=False)}
@@ -80,6 +99,10 @@ def score(truths: Sequence[Findings], said: Sequence[Findings], names: Sequence[
         line["intervals"] = {x: interval for x, (_, *interval) in zip(ratios, mine, strict=True)}
         result["per_class"][name] = line
     return result
+
+
+def _rows(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*names, NO_FINDING]))
 
 
 def _rates(counts: np.ndarray) -> np.ndarray:

@@ -6,12 +6,14 @@ which R2Gen and its successors print. Papers that follow R2Gen compare cleaned t
 R2Gen itself also cuts references and replaces rare words, which moves the scores: an option
 (--r2gen-compat), never the default. The other convention, LLaMA-XR's, is overlap.py; no table mixes the two.
 
-N-grams are counted as arrays of numbers instead of dictionaries of words, numbered for all studies at once
-and compared in blocks of them: exact, and the memory is what numbering needs, about 50 bytes a word.
+N-grams are counted as arrays of 64-bit keys instead of dictionaries of words, a block of studies at a time.
+A key is a hash: that of the n-gram before its last word, times a constant, plus the word's own. Among ten
+million n-grams two share a key with a chance of about one in 400,000, so nothing has to be numbered, and only
+`frequencies` is kept: 16 bytes for each different n-gram of the references.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +25,7 @@ NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 CUT = 59  # words that R2Gen keeps of a reference: --max_seq_length 60 counts the start token too
 RARE = "<unk>"
 BLOCK = 10_000  # studies whose n-grams are compared at a time
+MIX = 6364136223846793005  # of Knuth's MMIX generator; products wrap around at 2**64
 
 # R2Gen's way with numbered lists ("1. Heart. 2. Lungs."), one replacement after the other.
 _LISTS = (
@@ -58,13 +61,18 @@ def vocabulary(train_reports: Iterable[str], threshold: int = 3) -> frozenset[st
 
 
 def statistics(
-    references: Sequence[str], generated: Sequence[str], meteor: np.ndarray | None = None
+    references: Sequence[str],
+    generated: Sequence[str],
+    meteor: np.ndarray | None = None,
+    frequency: list[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of the scores, and what each study contributes to them: (n, 13 or, with METEOR, 36).
 
     Texts are compared as they are, split at white space: `clean` them before. meteor: meteor15.statistics()
-    of the same texts. Columns: 1; n-grams of order 1 to 4 that match; that were written; words written; words
-    of the reference; ROUGE-L; CIDEr; METEOR's 23. `scores` turns sums of rows into scores.
+    of the same texts. frequency: `frequencies` of the references, where it is at hand.
+
+    Columns: 1; n-grams of order 1 to 4 that match; that were written; words written; words of the reference;
+    ROUGE-L; CIDEr; METEOR's 23. `scores` turns sums of rows into scores.
 
     CIDEr weighs an n-gram by how few of the given references have it. Under resampling each study keeps its
     CIDEr, hence the weights of the full set. An empty text on either side matches nothing.
@@ -72,7 +80,7 @@ def statistics(
     assert len(references) == len(generated)
     rows = np.zeros((len(references), 13))
     rows[:, 0] = 1
-    _count_ngrams(references, generated, rows)
+    _count_ngrams(references, generated, frequency or frequencies(references), rows)
     for row, reference, report in zip(rows, references, generated, strict=True):
         row[11] = _rouge_l(reference.split(), report.split())
     if meteor is None:
@@ -116,71 +124,67 @@ def _rouge_l(truth: list[str], said: list[str], beta: float = 1.2) -> float:
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
-def _count_ngrams(references: Sequence[str], generated: Sequence[str], rows: np.ndarray) -> None:
+def frequencies(references: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For n-grams of order 1 to 4 their sorted keys, and in how many references each stands. The last key is
+    there so that a search always ends at one."""
+    known = [(np.array([np.iinfo(np.int64).max]), np.zeros(1, np.int64))] * 4
+    for at in range(0, len(references), BLOCK):
+        for order, (text, key) in enumerate(_ngrams(references[at : at + BLOCK])):
+            _, gram, keys, _ = _by_text(text, key)
+            count = np.bincount(gram, minlength=len(keys))
+            old, total = known[order]
+            place = np.searchsorted(old, keys)
+            new = old[place] != keys
+            total[place[~new]] += count[~new]
+            known[order] = (np.insert(old, place[new], keys[new]), np.insert(total, place[new], count[new]))
+    return known
+
+
+def _count_ngrams(
+    references: Sequence[str], generated: Sequence[str], frequency: list, rows: np.ndarray
+) -> None:
     """Fill in what corpus BLEU and CIDEr (Vedantam et al. 2015; CIDEr-D's clipping, sigma 6) need."""
     n = len(references)
-    if not n:
-        return
-    # All words of all texts in a row as numbers, the references first; owner: which text each is from.
-    numbers: dict[str, int] = {}
-    texts = (*references, *generated)
-    words = np.fromiter(
-        (numbers.setdefault(word, len(numbers)) for text in texts for word in text.split()), np.int32
-    )  # (all words,)
-    lengths = np.array([len(text.split()) for text in texts])  # (2n,)
-    starts = np.concatenate([[0], lengths.cumsum()])  # where the words of each text begin, and the last end
-    owner = np.repeat(np.arange(2 * n, dtype=np.int32), lengths)  # (all words,)
-    rows[:, 9], rows[:, 10] = lengths[n:], lengths[:n]
+    for at in range(0, n, BLOCK):
+        block = rows[at : at + BLOCK]
+        size, texts = len(block), (*references[at : at + BLOCK], *generated[at : at + BLOCK])
+        lengths = np.array([len(text.split()) for text in texts])
+        block[:, 10], block[:, 9] = lengths.reshape(2, size)
+        cosines = np.zeros(size)
+        for order, (text, key) in enumerate(_ngrams(texts)):
+            block[:, 5 + order] = np.maximum(0, lengths[size:] - order)
+            text, gram, keys, count = _by_text(text, key)
+            known, total = frequency[order]
+            place = np.searchsorted(known, keys)
+            rarity = np.log(n) - np.log(np.maximum(1, np.where(known[place] == keys, total[place], 0)))
+            weight, pair = count * rarity[gram], text % size * len(keys) + gram
+            cut = np.searchsorted(text, size)  # where the generated texts begin
+            _, ours, theirs = np.intersect1d(pair[:cut], pair[cut:], True, return_indices=True)
+            theirs += cut
+            study = text[ours]
+            block[:, 1 + order] = np.bincount(study, np.minimum(count[ours], count[theirs]), size)
+            product = np.minimum(weight[ours], weight[theirs]) * weight[ours]
+            product = np.bincount(study, product, size)
+            norm = np.sqrt(np.bincount(text, weight**2, 2 * size)).reshape(2, size).prod(0)
+            cosines += np.divide(product, norm, out=np.zeros(size), where=norm > 0) / 4
+        true, said = np.maximum(0, lengths - 1).reshape(2, size)  # bigrams: pycocoevalcap's measure of length
+        block[:, 12] = 10 * cosines * np.exp(-((said - true) ** 2) / (2 * 6.0**2))
 
-    blocks = [(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK)]
-    grams, cosines = words, np.zeros(n)
+
+def _ngrams(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For order 1 to 4: of each n-gram in the texts, one after the other, its text and its key."""
+    words = [text.split() for text in texts]
+    owner = np.repeat(np.arange(len(texts)), [len(text) for text in words])  # (all words,)
+    first = keys = np.fromiter((hash(word) for text in words for word in text), np.int64, len(owner))
     for order in range(1, 5):
-        rows[:, 4 + order] = np.maximum(0, lengths[n:] - order + 1)
-        if order > 1:  # the n-gram at a place: the (n-1)-gram there with the next word, numbered anew
-            grams = _numbered(grams[:-1].astype(np.int64) * len(numbers) + words[order - 1 :])
-        if not grams.size:
-            break
-        kinds = int(grams.max()) + 1
-        frequency = np.zeros(kinds)  # in how many references
-        for a, b in blocks:
-            here = slice(starts[a], starts[b])
-            _, gram, _ = _by_text(owner[here], grams[here], order)
-            frequency += np.bincount(gram, minlength=kinds)
-        rarity = np.log(n) - np.log(np.maximum(1, frequency))
-        for a, b in blocks:
-            true, said = (slice(starts[first + a], starts[first + b]) for first in (0, n))
-            r_text, r_gram, r_count = _by_text(owner[true] - a, grams[true], order)
-            g_text, g_gram, g_count = _by_text(owner[said] - (n + a), grams[said], order)
-            r_weight, g_weight = r_count * rarity[r_gram], g_count * rarity[g_gram]
-            r_keys, g_keys = r_text * kinds + r_gram, g_text * kinds + g_gram
-            _, ours, theirs = np.intersect1d(r_keys, g_keys, True, return_indices=True)
-            study = r_text[ours]
-            rows[a:b, order] = np.bincount(study, np.minimum(r_count[ours], g_count[theirs]), b - a)
-            product = np.minimum(r_weight[ours], g_weight[theirs]) * r_weight[ours]
-            product = np.bincount(study, product, b - a)
-            squares = ((r_text, r_weight), (g_text, g_weight))
-            norm = np.prod([np.sqrt(np.bincount(text, w**2, b - a)) for text, w in squares], axis=0)
-            cosines[a:b] += np.divide(product, norm, out=np.zeros(b - a), where=norm > 0) / 4
-    bigrams = np.maximum(0, lengths - 1)  # pycocoevalcap's measure of length
-    rows[:, 12] = 10 * cosines * np.exp(-((bigrams[n:] - bigrams[:n]) ** 2) / (2 * 6.0**2))
+        if order > 1:  # the n-gram at a place: the (n-1)-gram there with the next word
+            keys = keys[:-1] * MIX + first[order - 1 :]
+        inside = owner[: len(keys)] == owner[order - 1 :]  # not across two texts
+        yield owner[: len(keys)][inside], keys[inside]
 
 
-def _numbered(keys: np.ndarray) -> np.ndarray:
-    """Numbers from 0 on, equal ones for equal keys: np.unique's inverse, in half its memory."""
-    order = np.argsort(keys)
-    keys, numbers = keys[order], np.empty(len(keys), np.int32)
-    numbers[order] = np.cumsum(np.r_[False, keys[1:] != keys[:-1]], dtype=np.int32)
-    return numbers
-
-
-def _by_text(owner: np.ndarray, grams: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The n-grams of some texts in a row, each once a text: text, n-gram, and how often that has it.
-
-    owner, grams: of each word its text and the n-gram that begins with it; the last may begin none.
-    """
-    ends = owner[order - 1 :]
-    inside = owner[: len(ends)] == ends  # not across two texts
-    text, gram = owner[: len(ends)][inside].astype(np.int64), grams[: len(ends)][inside]
-    kinds = int(gram.max(initial=0)) + 1
-    keys, counts = np.unique(text * kinds + gram, return_counts=True)
-    return *np.divmod(keys, kinds), counts
+def _by_text(text: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, ...]:
+    """N-grams, each once a text and in order: text, place among the sorted keys, those keys, how often."""
+    keys, gram = np.unique(key, return_inverse=True)
+    pairs, count = np.unique(text * len(keys) + gram, return_counts=True)
+    return *np.divmod(pairs, max(1, len(keys))), keys, count

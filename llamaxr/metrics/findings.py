@@ -165,6 +165,7 @@ _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ\n\t\r", "abcdefghijklmnopqrst
 _SIDE = re.compile(r"\b(left|right|bilateral|bibasilar|biapical)(?! ?(?:atri|ventric|heart))")
 _SIDES = {"left": frozenset({"left"}), "right": frozenset({"right"})}  # all other words mean both
 _BOTH = frozenset({"left", "right"})
+_SETS = {sides: sides for sides in (frozenset(), *_SIDES.values(), _BOTH)}  # one of each, for all reports
 _LIST = re.compile(r",|\band\b|\bor\b|\bwith\b|/")
 
 
@@ -209,7 +210,7 @@ def _sides(clause: str, spans: list[tuple[int, int]]) -> list[frozenset[str]]:
     """The sides said of each span: those of its own part of a list ("right effusion and left atelectasis"),
     or if that names none, of the clause. A list is cut only where findings stand before and after."""
     def named(text: str) -> frozenset[str]:
-        return frozenset().union(*(_SIDES.get(word, _BOTH) for word in _SIDE.findall(text)))
+        return _SETS[frozenset().union(*(_SIDES.get(word, _BOTH) for word in _SIDE.findall(text)))]
 
     whole = named(clause)
     if len(whole) < 2 or len(spans) < 2:
@@ -227,7 +228,7 @@ def locate(report: str) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for m in mentions(report):
         if m.state == ASSERTED:
-            found[m.finding] = found.get(m.finding, frozenset()) | m.sides
+            found[m.finding] = _SETS[found.get(m.finding, frozenset()) | m.sides]
     return found
 
 

@@ -15,7 +15,7 @@ NLTK is imported where it is first used: its import takes over a second.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -58,17 +58,21 @@ def score(references: Sequence[str], generated: Sequence[str], wordnet=None) -> 
     return dict(zip(names, scores(rows.sum(0)).tolist(), strict=True))
 
 
-def variety(reports: Sequence[str], train_reports: Sequence[str]) -> dict[str, float]:
-    """How reports differ: distinct (how many texts), distinct_share (of the studies), mean_words, and
-    verbatim_in_train (the share that stands word for word in training). White space does not count."""
-    texts = [" ".join(report.split()) for report in reports]
-    known = {" ".join(report.split()) for report in train_reports}
-    n = max(len(texts), 1)
+def texts(reports: Iterable[str]) -> np.ndarray:
+    """What `variety` needs of each report: a hash of its text, white space apart, and its words, (n, 2)."""
+    rows = ((hash(" ".join(report.split())), len(tokenize(report))) for report in reports)
+    return np.array(list(rows), np.int64).reshape(-1, 2)
+
+
+def variety(own: np.ndarray, train: np.ndarray) -> dict[str, float]:
+    """How reports differ, from their `texts` and training's: distinct (how many), distinct_share (of the
+    studies), mean_words, and verbatim_in_train (the share that stands word for word in training)."""
+    n, distinct = max(len(own), 1), len(np.unique(own[:, 0]))
     return {
-        "distinct": len(set(texts)),
-        "distinct_share": len(set(texts)) / n,
-        "mean_words": sum(len(tokenize(text)) for text in texts) / n,
-        "verbatim_in_train": sum(text in known for text in texts) / n,
+        "distinct": distinct,
+        "distinct_share": distinct / n,
+        "mean_words": own[:, 1].sum().item() / n,
+        "verbatim_in_train": np.isin(own[:, 0], train[:, 0]).sum().item() / n,
     }
 
 

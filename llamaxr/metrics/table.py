@@ -23,6 +23,7 @@ from .bootstrap import bootstrap
 from .findings import FINDINGS, locate
 
 N_SWAPS = 5
+MOST_SWAPPED = 20_000  # studies; of more so many are drawn: a share of them has a standard error below 0.004
 SYSTEM, SWAPPED, CONSTANT, RANDOM, NEAREST = "system", "swapped", "constant", "random", "nearest"
 OUTLINE = "outline"
 BLOCKS = {
@@ -48,11 +49,17 @@ class Judged:
 
 
 def writers(judged: Judged, val_reports: Sequence[str], nearest: Sequence[str] | None, seed: int) -> dict:
-    """Name -> reports of all studies, or, for `swapped`, a list of such. The constant report is chosen on
+    """Name -> reports of all studies, or, for `swapped`, a list of such, in which of more than MOST_SWAPPED
+    studies only so many, drawn, change places, and the others have None. The constant report is chosen on
     val_reports; where there are none, on 300 training reports drawn at random."""
     n, rng = len(judged.references), np.random.default_rng(seed)
-    orders = [baselines.derangement(n, seed + i) for i in range(N_SWAPS)] if n > 1 else []
-    all_reports = {SYSTEM: judged.generated, SWAPPED: [[judged.generated[j] for j in o] for o in orders]}
+    all_reports = {SYSTEM: judged.generated, SWAPPED: []}
+    some = rng.permutation(n)[:MOST_SWAPPED].tolist() if n > MOST_SWAPPED else range(n)
+    for i in range(N_SWAPS if n > 1 else 0):
+        swapped: list[str | None] = [None] * n
+        for study, other in zip(some, baselines.derangement(len(some), seed + i), strict=True):
+            swapped[study] = judged.generated[some[other]]
+        all_reports[SWAPPED].append(swapped)
     if judged.train_reports:
         train = judged.train_reports
         chosen_on = val_reports or [train[i] for i in rng.choice(len(train), min(300, len(train)), False)]
@@ -84,35 +91,46 @@ class Scorer:
         words = coco.vocabulary(judged.train_reports) if compat else None
         self.clean = lambda text: coco.clean(text, coco.CUT if compat else None, words)
         self.cleaned = [self.clean(text) for text in judged.references]
+        self.frequency = coco.frequencies(self.cleaned)
+        self.train_texts = overlap.texts(judged.train_reports)
 
-    def measure(self, reports: Sequence[str]) -> dict:
-        """What each study contributes, so that groups need no second reading: the rows of each convention."""
-        names, rows = overlap.statistics(self.judged.references, reports, self.wordnet)
+    def measure(self, reports: Sequence[str | None]) -> dict:
+        """What each study contributes, so that groups need no second reading: the rows of each convention, of
+        the studies that have a report."""
+        studies = np.array([i for i, report in enumerate(reports) if report is not None], int)
+        references, reports, truths, known = (
+            [every[i] for i in studies]
+            for every in (self.judged.references, reports, self.judged.findings, self.cleaned)
+        )
         cleaned = [self.clean(text) for text in reports]
-        meteor = meteor15.statistics(self.java, self.cleaned, cleaned) if self.java else None
-        coco_names, coco_rows = coco.statistics(self.cleaned, cleaned, meteor)
-        said = [{f: sides for f, sides in locate(r).items() if f in self.judged.names} for r in reports]
-        return {"overlap": (names, rows), "coco": (coco_names, coco_rows), "said": said, "reports": reports}
+        meteor = meteor15.statistics(self.java, known, cleaned) if self.java else None
+        said = ({f: sides for f, sides in locate(r).items() if f in self.judged.names} for r in reports)
+        return {
+            "studies": studies,
+            "overlap": overlap.statistics(references, reports, self.wordnet),
+            "coco": coco.statistics(known, cleaned, meteor, self.frequency),
+            "outcomes": agreement.tally(truths, said, self.judged.names),
+            "texts": overlap.texts(reports),
+        }
 
-    def scores(self, measured: dict, rows: list[int]) -> dict:
-        """Block -> score -> [value, low, high] of some studies, and the findings class by class."""
-        blocks = {}
+    def scores(self, measured: dict, group: list[int], n_resamples: int = 1000) -> dict:
+        """Block -> score -> [value, low, high] of a group's studies, as far as they were measured, and the
+        findings class by class."""
+        rows, blocks = np.flatnonzero(np.isin(measured["studies"], group)), {}
         for block, key, function in (("llama_xr", "overlap", overlap), ("coco", "coco", coco)):
             names, counts = measured[key]
-            values = bootstrap(counts[rows], function.scores).tolist()
+            values = bootstrap(counts[rows], function.scores, n_resamples).tolist()
             blocks[block] = dict(zip(names, values, strict=True))
-        found = self.findings(measured["said"], rows)
-        reports = [measured["reports"][i] for i in rows]
-        variety = overlap.variety(reports, self.judged.train_reports)
+        found = self.findings(measured["outcomes"][rows], n_resamples)
+        variety = overlap.variety(measured["texts"][rows], self.train_texts)
         if not self.judged.train_reports:
             del variety["verbatim_in_train"]
         blocks["reports"] = {name: [value] for name, value in variety.items()}
         return {**blocks, **found}
 
-    def findings(self, said: Sequence[Mapping], rows: list[int]) -> dict:
-        """The findings' block of some studies, and the findings class by class."""
-        truth, said = [self.judged.findings[i] for i in rows], [said[i] for i in rows]
-        found = agreement.score(truth, said, self.judged.names)
+    def findings(self, outcomes: np.ndarray, n_resamples: int = 1000) -> dict:
+        """The findings' block of these studies (agreement.tally), and the findings class by class."""
+        found = agreement.score_of(outcomes, self.judged.names, n_resamples)
         block = {name: [found[name], *found["intervals"][name]] for name in BLOCKS["findings"]}
         return {"findings": block, "per_class": found["per_class"]}
 
@@ -133,22 +151,27 @@ def judge(judged: Judged, written: dict, scorer: Scorer) -> dict:
     differences, system = {}, scorer.measure(written[SYSTEM])
     for name, several in written.items():
         scored = {group: [] for group in parts}
-        # A few hundred bytes a study are measured: held of the system and one other at a time, not of all.
+        n_resamples = 0 if name == SWAPPED else 1000  # shown of the swaps is their spread, no interval
+        # Some 200 bytes a study are measured: held of the system and one other at a time, not of all.
         for reports in several if name == SWAPPED else [several]:
             measured = system if name == SYSTEM else scorer.measure(reports)
-            for group, rows in parts.items():
-                scored[group].append(scorer.scores(measured, rows))
+            for group, studies in parts.items():
+                if np.isin(measured["studies"], studies).any():
+                    scored[group].append(scorer.scores(measured, studies, n_resamples))
             if name != SYSTEM and name not in differences:  # of the swaps the first
+                rows = measured["studies"]  # the system's are all
                 differences[name] = {
-                    "rouge_l": difference([m["overlap"][1] for m in (system, measured)]),
-                    "micro_f1": f1_difference(judged, system["said"], measured["said"]),
+                    "rouge_l": difference([system["overlap"][1][rows], measured["overlap"][1]]),
+                    "micro_f1": f1_difference([system["outcomes"][rows], measured["outcomes"]], judged.names),
                 }
             del measured  # before the next is made
         for group, blocks in scored.items():
-            table[group]["writers"][name] = spread(blocks) if name == SWAPPED else blocks[0]
+            if blocks:  # else none of a small group was among the many studies that changed places
+                table[group]["writers"][name] = spread(blocks) if name == SWAPPED else blocks[0]
     if judged.outlined is not None:
+        outcomes = agreement.tally(judged.findings, judged.outlined, judged.names)
         for group, rows in parts.items():
-            table[group]["writers"][OUTLINE] = scorer.findings(judged.outlined, rows)
+            table[group]["writers"][OUTLINE] = scorer.findings(outcomes[rows])
     table["all"]["differences"] = differences
     return table
 
@@ -160,20 +183,18 @@ def difference(pair: list[np.ndarray]) -> list[float]:
     return bootstrap(gap, lambda sums: sums / len(gap))[0].tolist()
 
 
-def f1_difference(judged: Judged, mine: list, theirs: list) -> list[float]:
-    """Micro-F1 of one writer less another's over the same studies: [value, low, high], in pairs."""
-    counts = np.zeros((len(mine), 2, 3))  # (study, writer, right / missed / invented)
-    for i, truth in enumerate(judged.findings):
-        for j, said in enumerate((mine[i], theirs[i])):
-            t, s = ({f for f in found if f in judged.names} for found in (truth, said))
-            counts[i, j] = len(t & s), len(t - s), len(s - t)
+def f1_difference(pair: list[np.ndarray], names: Sequence[str]) -> list[float]:
+    """Micro-F1 of one writer less another's over the same studies, from agreement.tally of both: [value, low,
+    high], in pairs."""
+    counts = np.hstack([agreement.pooled(codes, names) for codes in pair])  # (study, 2 writers x 4 outcomes)
 
     def gap(sums: np.ndarray) -> np.ndarray:
-        tp, fn, fp = np.moveaxis(sums.reshape(-1, 2, 3), 2, 0)
+        right, wrong_side, fn, fp = np.moveaxis(sums.reshape(-1, 2, 4), 2, 0)
+        tp = right + wrong_side
         f1 = 2 * tp / np.maximum(2 * tp + fn + fp, 1)  # (r, writer)
         return f1[:, :1] - f1[:, 1:]
 
-    return bootstrap(counts.reshape(len(mine), 6), gap)[0].tolist()
+    return bootstrap(counts, gap)[0].tolist()
 
 
 def plain_words(table: dict) -> list[str]:

@@ -17,8 +17,10 @@ import shutil
 import socket
 import tempfile
 import warnings
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 VERSION = "3.0"
 DEBIAN = Path("/usr/share/wordnet")
@@ -110,5 +112,14 @@ def _open(root):
             return None  # other languages' numbers of synsets: needs index.sense, which METEOR does not
 
     reader = English(root, None)
-    reader.synsets = lru_cache(maxsize=20_000)(reader.synsets)  # reports use the same words over and over
+    # reports use the same words over and over
+    reader.synsets = lru_cache(maxsize=20_000)(partial(_as_one, reader.synsets))
     return reader if reader.get_version() == VERSION else None
+
+
+def _as_one(synsets: Callable[[str], list], word: str) -> list:
+    """A word's synsets as one that holds each synonym once and no phrase: METEOR reads nothing else of them,
+    and of "be" and "normal" it would read the same lemmas dozens of times."""
+    lemmas = {lemma.name(): lemma for synset in synsets(word) for lemma in synset.lemmas()}
+    single = [lemma for name, lemma in lemmas.items() if "_" not in name]
+    return [SimpleNamespace(lemmas=lambda: single)]

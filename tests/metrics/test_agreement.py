@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llamaxr.metrics.agreement import outcomes, score
+from llamaxr.metrics.agreement import outcomes, pooled, score, tally
 from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 
 TRUTH = [frozenset({"effusion", "nodule"}), frozenset(), frozenset({"device"})]
@@ -71,6 +71,12 @@ def test_no_finding_enters_the_means_where_it_is_asked_for():
     assert got["micro_f1"] == got["macro_f1"] == got["example_f1"] == 1.0
     other = score([frozenset({"other"})], [frozenset()], CLASSES)
     assert other["per_class"][NO_FINDING]["fp"] == 1
+
+
+def test_a_tally_keeps_what_became_of_each_class_of_each_study_in_a_byte():
+    codes = tally(TRUTH, SAID, ["effusion", "nodule"])
+    assert codes.dtype == np.uint8 and codes.tolist() == [[1, 3, 0], [0, 4, 3], [4, 0, 0]]  # and "no finding"
+    assert pooled(codes, ["effusion", "nodule"]).tolist() == [[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
 
 
 def test_lists_of_unequal_length_are_refused():

@@ -50,6 +50,25 @@ def test_equal_seeds_give_equal_intervals_in_blocks_of_any_size(monkeypatch):
     assert (bootstrap(x, lambda sums: sums / 30, seed=1) != whole).any()
 
 
+def test_bytes_add_up_as_floats_do_in_blocks_of_studies(monkeypatch):
+    x = np.random.default_rng(6).integers(0, 256, size=(50, 3), dtype=np.uint8)
+    whole = bootstrap(x.astype(float), lambda sums: sums / 50)
+    monkeypatch.setattr(module, "STUDIES", 7)
+    assert (bootstrap(x, lambda sums: sums / 50) == whole).all()
+
+
+def test_a_resample_draws_n_studies_each_equally_often():
+    drawn = np.concatenate(list(module.resamples(40, 5000)))
+    assert drawn.shape == (5000, 40) and (drawn.sum(1) == 40).all()
+    # how often one study is drawn is binomial (40, 1/40); five standard errors of its mean and variance
+    assert drawn.mean(0) == pytest.approx(1, abs=5 * (1 / 5000) ** 0.5)
+    assert drawn.var(0) == pytest.approx(1 - 1 / 40, abs=5 * (3 / 5000) ** 0.5)
+
+
+def test_without_a_resample_the_value_stands_alone():
+    assert bootstrap([[1], [4]], lambda sums: sums / 2, n_resamples=0).tolist() == [[2.5, 2.5, 2.5]]
+
+
 def test_none_or_one_study_has_no_width():
     assert bootstrap(np.zeros((0, 2)), lambda sums: sums).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert bootstrap([[2, 5]], lambda sums: sums).tolist() == [[2, 2, 2], [5, 5, 5]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llamaxr.metrics.coco as module
-from llamaxr.metrics.coco import CUT, NAMES, RARE, clean, score, scores, statistics, vocabulary
+from llamaxr.metrics.coco import CUT, NAMES, RARE, clean, frequencies, score, scores, statistics, vocabulary
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,18 @@ def test_studies_compared_in_blocks_of_any_size_give_the_same_rows(monkeypatch):
     for size in (1, 7, 49):
         monkeypatch.setattr(module, "BLOCK", size)
         assert (statistics(references, generated)[1] == whole).all()
+
+
+def test_n_grams_are_counted_once_a_reference_in_blocks_of_any_size(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2)
+    one, two, *_ = frequencies(["a b a b", "b a", "c", "", "b a"])
+    counts = {key: count for keys, of in (one, two) for key, count in zip(keys, of, strict=True)}
+    assert counts[hash("a")] == counts[hash("b")] == 3 and counts[hash("c")] == 1
+    assert sorted(two[1]) == [0, 1, 3]  # of the end, "a b" and "b a"
+    assert (two[0][:-1] < two[0][1:]).all()
+    _, rows = statistics(REFERENCES, GENERATED)
+    given = statistics(REFERENCES, GENERATED, frequency=frequencies(REFERENCES))[1]
+    assert (given == rows).all()
 
 
 def test_each_report_needs_its_reference():

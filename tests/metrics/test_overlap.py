@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamaxr.metrics.overlap import lcs, places, rouge_l, score, scores, statistics, tokenize, variety
+from llamaxr.metrics.overlap import lcs, places, rouge_l, score, scores, statistics, texts, tokenize, variety
 
 
 def bleu(reference, report):
@@ -111,9 +111,9 @@ def test_without_wordnet_there_is_no_meteor_rather_than_a_zero():
 
 
 def test_variety_counts_texts_whatever_their_white_space():
-    got = variety(["a b.", "a  b.", "c d e"], ["a b.\n", "x"])
+    got = variety(texts(["a b.", "a  b.", "c d e"]), texts(["a b.\n", "x"]))
     assert got == {"distinct": 2, "distinct_share": 2 / 3, "mean_words": 7 / 3, "verbatim_in_train": 2 / 3}
-    assert set(variety([], ["a"]).values()) == {0}
+    assert set(variety(texts([]), texts(["a"])).values()) == {0}
 
 
 def test_importing_the_module_does_not_import_nltk():

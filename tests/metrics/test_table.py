@@ -67,6 +67,28 @@ def test_a_swap_moves_every_report_to_another_study():
     assert all(sorted(s) == sorted(texts) and not any(map(str.__eq__, s, texts)) for s in swaps)
 
 
+def test_of_many_studies_some_change_places_and_the_others_keep_out_of_it(monkeypatch):
+    monkeypatch.setattr(table, "MOST_SWAPPED", 20)
+    texts = [f"report {i}" for i in range(len(TRUTHS))]
+    swaps = table.writers(judged(texts), [], None, seed=0)["swapped"]
+    (moved,) = {tuple(i for i, text in enumerate(swap) if text is not None) for swap in swaps}
+    assert len(moved) == 20
+    for swap in swaps:
+        assert sorted(swap[i] for i in moved) == sorted(texts[i] for i in moved)
+        assert not any(swap[i] == texts[i] for i in moved)
+    part = scored(TRUTHS)
+    assert part["all"]["writers"]["swapped"]["reports"]["mean_words"][0] > 0
+    assert "much comes from the image" in " ".join(table.plain_words(part))
+
+
+def test_a_group_of_which_none_changed_places_has_no_swap(monkeypatch):
+    monkeypatch.setattr(table, "MOST_SWAPPED", 2)
+    groups = scored(TRUTHS)
+    has = {name: "swapped" in group["writers"] for name, group in groups.items()}
+    assert has["all"] and not (has["normal"] and has["abnormal"] and has["text not in train"])
+    table.as_text(groups)
+
+
 def test_groups_part_the_studies_by_what_is_there_and_by_what_was_trained_on():
     groups = table.groups(judged(TRUTHS))
     assert len(groups["normal"]) == 10 and len(groups["abnormal"]) == 50
