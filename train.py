@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
         began = time.perf_counter()
         # The batches depend on the seed and the step alone, so a resumed run sees what it would have seen.
         chosen = [distributed.share(part) for part in studies_of_step(train, step, options)]
-        micro = [collate(model, part, options, step <= options.outline_steps) for part in chosen]
+        alone = step <= options.outline_share * options.steps
+        micro = [collate(model, part, options, outline_alone=alone) for part in chosen]
         n_targets = distributed.total(sum((batch.targets != IGNORE).sum() for batch in micro))
         total = torch.zeros((), device=device)
         for batch in micro:

@@ -35,7 +35,7 @@ LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already
 # 195 steps, and that 2e-4 does (--recipe paper --lr 2e-4).
 RECIPES: dict[str, dict] = {
     "ours": {
-        "outline": True, "batch": 8, "lr": 5e-4, "projector_lr": 1e-3, "epochs": 3.0, "steps": 0,
+        "outline": True, "outline_share": 0.2, "batch": 8, "lr": 5e-4, "epochs": 3.0, "steps": 0,
         "val_every": 100,
     },
     "paper": {
@@ -86,16 +86,18 @@ class TrainOptions:
     bridge: str = option("tokens", "how the image reaches the language model", choices=BRIDGES)
     grid: int = option(7, "soft tokens a view: GRID x GRID of DenseNet's 7 x 7 places", at_least=1, at_most=7)
     outline: bool = option(False, "the model writes a line of findings before the report (recipe ours does)")
-    outline_steps: int = option(
-        0, "with --outline: the first N steps learn the outline alone, and look before they talk", at_least=0
-    )
+    outline_share: float = option(
+        0.0,
+        "with --outline: this share of the steps, the first, learn the outline alone: to look, then to talk",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(16.0, "LoRA's scale: adapters are multiplied by alpha / rank", above=0)
     optimizer: str = option(
         "adamw", "adamw8bit is bitsandbytes', as the paper's", choices=("adamw", "adamw8bit")
     )
     lr: float = option(2e-3, "peak learning rate of LoRA", above=0)
-    projector_lr: float = option(2e-3, "peak learning rate of the projector", above=0)
+    projector_lr: float = option(1e-3, "peak learning rate of the projector", above=0)
     warmup: int = option(30, "steps until the learning rate peaks; it then falls linearly to 0", at_least=0)
     weight_decay: float = option(0.01, "AdamW's weight decay", at_least=0)
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
@@ -134,8 +136,10 @@ def settle(options: TrainOptions, given: set[str]) -> TrainOptions:
     if "steps" in given:
         recipe = {**recipe, "epochs": 0.0}
     options = replace(options, **{name: value for name, value in recipe.items() if name not in given})
-    if options.outline_steps and not options.outline:
-        raise UserError("--outline-steps are of --outline; give it too")
+    if not options.outline:
+        if options.outline_share and "outline_share" in given:
+            raise UserError("--outline-share is of --outline; give it too")
+        options = replace(options, outline_share=0.0)
     if not options.steps and not options.epochs:
         raise UserError("--steps and --epochs are both 0; give one of them")
     return replace(options, base=options.base or ("tiny" if options.data == "sample" else LLAMA_8B))

@@ -221,16 +221,18 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
     assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
-    assert "--outline-steps are of --outline" in refusal(
-        capsys, train, *options, *new, "--no-outline", "--outline-steps", 1
+    assert "--outline-share is of --outline" in refusal(
+        capsys, train, *options, *new, "--no-outline", "--outline-share", 0.5
     )
     assert not (tmp_path / "new").exists()
 
 
 def test_the_first_steps_may_learn_the_outline_alone(run, root, options):
-    call(train, *options, "--outline-steps", 3, "--out", root / "outlined")
-    plain, outlined = metrics(run), metrics(root / "outlined")
-    assert plain[0] == outlined[0] and outlined[1]["loss"] != plain[1]["loss"]
+    call(train, *options, "--outline-share", 0.0, "--out", root / "at-once")
+    call(train, *options, "--no-outline", "--out", root / "without")
+    at_once, outlined = metrics(root / "at-once"), metrics(run)  # run: the recipe's 0.2, of 6 steps the first
+    assert at_once[0] == outlined[0] and at_once[1]["loss"] != outlined[1]["loss"]
+    assert metrics(root / "without")[0] != outlined[0]
 
 
 # generate.py
