@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     tqdm.write(check_memory(options, studies, device))
     with progress_bar() as show:
         vision, model = build(options, device, show)
+    if options.compile:
+        model.llama.compile_blocks()
     with tqdm(desc="looking at images", unit=" images", leave=False, disable=not is_main) as bar:
         seen = see_studies(options, vision, studies, device, warn, bar.update)
     pairs = {split: [(f, s) for f, s in seen if s.split == split] for split in ("train", "val")}

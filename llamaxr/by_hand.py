@@ -11,7 +11,8 @@ tests hold the two together.
     swiglu          gate, up                  gate, up, silu(gate)
     cross_entropy   the hidden's gradient     logits in fp32, their softmax
 
-Training uses them; without a gradient to come the plain forms are as good.
+Training uses them (`wanted`); without a gradient to come the plain forms are as good, and so they are for
+torch.compile, which decides by itself what to keep and writes nothing out that it can compute in passing.
 """
 
 from collections.abc import Callable
@@ -98,6 +99,11 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (of_hidden,) = ctx.saved_tensors
         return of_hidden * grad.to(of_hidden.dtype), None, None, None
+
+
+def wanted(x: Tensor) -> bool:
+    """Whether the first three are better here than their plain forms."""
+    return x.requires_grad and not torch.compiler.is_compiling()
 
 
 rms_norm, rotate, swiglu = _RMSNorm.apply, _Rotate.apply, _SwiGLU.apply

@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
+        if by_hand.wanted(x):
             return by_hand.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
@@ -93,7 +93,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Hugging Face checkpoints have their q and k rows permuted for this one; Meta's own files pair (2i, 2i + 1)
     and must not be fed here. x (batch, heads, time, head_dim); cos, sin (batch or 1, 1, time, head_dim / 2).
     """
-    if x.requires_grad:
+    if by_hand.wanted(x):
         return by_hand.rotate(x, cos, sin)
     a, b = x.float().chunk(2, dim=-1)  # fp32: at position 100,000 a bf16 angle is off by hundreds of radians
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
@@ -209,7 +209,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)  # (batch, time, ffn_dim)
-        return self.down_proj(by_hand.swiglu(gate, up) if x.requires_grad else F.silu(gate) * up)
+        return self.down_proj(by_hand.swiglu(gate, up) if by_hand.wanted(x) else F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -232,9 +232,9 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.recompute = (
-            False  # training: keep each block's input alone, and compute the block again backward
-        )
+        # Of training alone: keep each block's input only, and compute the block again in the backward pass;
+        # run the blocks by this compiled Block.forward.
+        self.recompute, self.compiled = False, None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -275,6 +275,11 @@ class Llama(nn.Module):
         """The vocabulary projection's weight (vocab_size, dim)."""
         return (self.embed_tokens if self.config.tie_embeddings else self.lm_head).weight
 
+    def compile_blocks(self) -> None:
+        """Train by one compiled function for all blocks (torch.compile), for batches of any length. Writing
+        stays as it is: with a cache that grows, each token would be another shape."""
+        self.compiled = torch.compile(Block.forward, dynamic=True)
+
     def hidden(
         self,
         x: Tensor,
@@ -300,6 +305,8 @@ class Llama(nn.Module):
         if padding is not None or (past and time > 1):
             mask = attention_mask(slots, past + time, padding)
         for block in self.layers:
+            if self.compiled and x.requires_grad:
+                block = functools.partial(self.compiled, block)
             if self.recompute and x.requires_grad:
                 x = checkpoint(block, x, rope, mask, cache, packing, use_reentrant=False)
             else:

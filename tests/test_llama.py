@@ -1,9 +1,12 @@
 import math
+import shutil
 
 import pytest
 import torch
 
-from llamaxr.llama import KVCache, Llama, LlamaConfig, RopeScaling, rope_frequencies
+from llamaxr.llama import KVCache, Llama, LlamaConfig, Packing, RopeScaling, rope_frequencies
+from llamaxr.lora import add_lora
+from llamaxr.run import TINY_BASE
 from llamaxr.weights import load_llama
 
 SMALL = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
@@ -97,3 +100,32 @@ def test_cuda_in_bf16_agrees_with_the_cpu(base):
     with torch.no_grad():
         assert torch.allclose(gpu(ids.cuda()).float().cpu(), nf4(ids), atol=0.5)
         assert cpu(ids).isfinite().all()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_blocks_give_the_same_loss_and_gradients_whatever_the_length():
+    torch.compiler.reset()
+    models = [load_llama(TINY_BASE, "nf4", torch.float32, torch.device("cpu"))[0] for _ in range(2)]
+    for llama in models:
+        torch.manual_seed(0)
+        llama.layers = llama.layers[:2]
+        add_lora(llama, 4, 4.0)
+        for name, p in llama.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.02)
+    models[1].compile_blocks()
+    for lengths in ([30, 41, 35], [52, 33, 37], [40, 31]):
+        packing, losses, grads = Packing.of(lengths, shared=10), [], []
+        x = 0.1 * torch.randn(1, len(packing.positions), 256, generator=torch.Generator().manual_seed(1))
+        for llama in models:
+            llama.zero_grad()
+            loss = llama.hidden(x.clone().requires_grad_(), packing=packing)[..., :64].square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            grads.append(torch.cat([p.grad.flatten() for p in llama.parameters() if p.requires_grad]))
+        # fp32 through the same operations, which the compiler may fuse and add up in another order
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert torch.allclose(grads[1], grads[0], atol=1e-5 * grads[0].abs().max().item())
+    assert models[1].compiled is not None and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -69,12 +69,12 @@ def statistics(
     """Names of the scores, and what each study contributes to them: (n, 13 or, with METEOR, 36).
 
     Texts are compared as they are, split at white space: `clean` them before. meteor: meteor15.statistics()
-    of the same texts. frequency: `frequencies` of the references, where it is at hand.
+    of the same texts. frequency: `frequencies` of the references, or of a larger set that they are part of.
 
     Columns: 1; n-grams of order 1 to 4 that match; that were written; words written; words of the reference;
     ROUGE-L; CIDEr; METEOR's 23. `scores` turns sums of rows into scores.
 
-    CIDEr weighs an n-gram by how few of the given references have it. Under resampling each study keeps its
+    CIDEr weighs an n-gram by how few of these references have it. Under resampling each study keeps its
     CIDEr, hence the weights of the full set. An empty text on either side matches nothing.
     """
     assert len(references) == len(generated)
@@ -125,9 +125,9 @@ def _rouge_l(truth: list[str], said: list[str], beta: float = 1.2) -> float:
 
 
 def frequencies(references: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For n-grams of order 1 to 4 their sorted keys, and in how many references each stands. The last key is
-    there so that a search always ends at one."""
-    known = [(np.array([np.iinfo(np.int64).max]), np.zeros(1, np.int64))] * 4
+    """For n-grams of order 1 to 4 their sorted keys, and in how many references each stands. The last key, at
+    which a search ends that finds none, is no n-gram's and has the number of all references."""
+    known = [(np.array([np.iinfo(np.int64).max]), np.array([len(references)]))] * 4
     for at in range(0, len(references), BLOCK):
         for order, (text, key) in enumerate(_ngrams(references[at : at + BLOCK])):
             _, gram, keys, _ = _by_text(text, key)
@@ -156,7 +156,7 @@ def _count_ngrams(
             text, gram, keys, count = _by_text(text, key)
             known, total = frequency[order]
             place = np.searchsorted(known, keys)
-            rarity = np.log(n) - np.log(np.maximum(1, np.where(known[place] == keys, total[place], 0)))
+            rarity = np.log(total[-1]) - np.log(np.where(known[place] == keys, total[place], 1))
             weight, pair = count * rarity[gram], text % size * len(keys) + gram
             cut = np.searchsorted(text, size)  # where the generated texts begin
             _, ours, theirs = np.intersect1d(pair[:cut], pair[cut:], True, return_indices=True)

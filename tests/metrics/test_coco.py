@@ -132,11 +132,17 @@ def test_n_grams_are_counted_once_a_reference_in_blocks_of_any_size(monkeypatch)
     one, two, *_ = frequencies(["a b a b", "b a", "c", "", "b a"])
     counts = {key: count for keys, of in (one, two) for key, count in zip(keys, of, strict=True)}
     assert counts[hash("a")] == counts[hash("b")] == 3 and counts[hash("c")] == 1
-    assert sorted(two[1]) == [0, 1, 3]  # of the end, "a b" and "b a"
+    assert sorted(two[1][:-1]) == [1, 3] and two[1][-1] == 5  # "a b", "b a"; all references
     assert (two[0][:-1] < two[0][1:]).all()
     _, rows = statistics(REFERENCES, GENERATED)
     given = statistics(REFERENCES, GENERATED, frequency=frequencies(REFERENCES))[1]
     assert (given == rows).all()
+
+
+def test_a_part_of_the_studies_keeps_the_weights_of_all():
+    _, rows = statistics(REFERENCES, GENERATED)
+    _, part = statistics(REFERENCES[1:], GENERATED[1:], frequency=frequencies(REFERENCES))
+    assert (part == rows[1:]).all()
 
 
 def test_each_report_needs_its_reference():
