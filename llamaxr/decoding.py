@@ -8,7 +8,7 @@ come; `beam_search` keeps several beginnings of each report and gives the best w
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .llama import KVCache, Llama
 
@@ -56,16 +56,6 @@ def stream(
             tokens, rows = tokens[keep], [rows[i] for i in going]
             padding = None if padding is None else padding[keep]
         hidden = llama.hidden(llama.embed(tokens)[:, None], padding, cache)  # (len(rows), 1, dim)
-
-
-def lay_out_for_single_tokens(llama: Llama) -> None:
-    """Hold each plain weight with more rows than columns column by column. On a CPU the product with one
-    token's vector then reads it faster, since both cores take part: SmolLM2-135M's head at 23 GB/s instead of
-    12 (two cores of an AMD EPYC, MKL); with many vectors it is as fast as before. The weight is the same
-    matrix, in another order in memory."""
-    for module in llama.modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.shape[0] > module.weight.shape[1]:
-            module.weight.data = module.weight.data.T.contiguous().T
 
 
 def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared: int = 0) -> Tensor:

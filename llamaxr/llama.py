@@ -240,6 +240,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head: nn.Module | None = None  # the vocabulary projection in a form to write with (writing.py)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, time) -> logits (batch, time, vocab_size)."""
@@ -256,6 +257,8 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) -> logits (..., vocab_size)."""
+        if self.head is not None:
+            return self.head(hidden)
         weight = self.head_weight
         if weight.dtype == hidden.dtype:
             return F.linear(hidden, weight)
