@@ -235,7 +235,10 @@ class Llama(nn.Module):
         self.recompute = (
             False  # training: keep each block's input alone, and compute the block again backward
         )
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        words = torch.empty(config.vocab_size, config.dim)
+        if not words.is_meta:  # there, where no numbers are, normal_ would import torch's compiler (a second)
+            words.normal_()
+        self.embed_tokens = nn.Embedding.from_pretrained(words, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
