@@ -10,6 +10,7 @@ Module names are those of Hugging Face checkpoints (`layers.0.self_attn.q_proj`)
 Shapes: batch, time (new positions), past + time = n_keys, dim = n_heads * head_dim.
 """
 
+import copy
 import functools
 import math
 from dataclasses import dataclass
@@ -115,6 +116,12 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def rows(self, rows: slice, length: int) -> "KVCache":
+        """A cache of some of the rows, in the same memory, of which `length` positions are filled."""
+        part = copy.copy(self)
+        part.keys, part.values, part.length = self.keys[:, rows], self.values[:, rows], length
+        return part
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order, repeats allowed (beam search, finished reports)."""
