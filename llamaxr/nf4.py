@@ -28,6 +28,7 @@ its inverse stand here in plain PyTorch. In forward and backward bitsandbytes' k
 same bits in less time; it is imported there and not before, since torch's compiler comes with it.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ BLOCK_SIZE = 64  # numbers that share an absmax: bitsandbytes' default and that 
 FACTS = "quant_state.bitsandbytes__nf4"  # the part of a stored weight that holds its sizes, as JSON
 _NAMES = {torch.uint8: "U8", torch.float32: "F32"}  # safetensors' names of the dtypes that the parts have
 TILE = 2**20  # numbers of a weight that exist at once on a CPU: 4 MiB in fp32
+QUANTISE_AT_ONCE = 2**18  # numbers: what is computed of them on the way stays in the cache
 LEVELS = torch.tensor([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -69,15 +71,27 @@ class State:
         return self.levels[self.absmax.int()] * scales + self.offset
 
 
+@functools.cache
+def guesses(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The upper 16 bits of an fp32 number in [-1, 1] -> the code of its nearest level, and the boundary
+    beyond which it is the next one. Two tables of 65536: a search in 15 boundaries takes 8 times as long."""
+    halfway = (LEVELS[1:] + LEVELS[:-1]) / 2
+    upper = torch.arange(2**16, dtype=torch.int32) << 16
+    ends = torch.stack([upper, upper | 0xFFFF]).view(torch.float32).nan_to_num().sort(0).values
+    code, last = torch.bucketize(ends, halfway)  # at most one boundary lies between the ends
+    boundary = torch.where(last > code, halfway[code.clamp(max=14)], torch.inf)
+    return code.to(torch.uint8).to(device), boundary.to(device)
+
+
 def quantise_blocks(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers (n,) in fp32 -> their codes, two a byte (n / 2,), and absmaxes (n / 64,), each rounded up."""
     blocks = F.pad(numbers, (0, -len(numbers) % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
     absmax = blocks.abs().amax(1)
     inverse = absmax.reciprocal().nan_to_num(posinf=0.0)  # of a block of zeros
-    scaled = blocks * inverse[:, None]
-    codes = torch.zeros_like(blocks, dtype=torch.uint8)
-    for halfway in ((LEVELS[1:] + LEVELS[:-1]) / 2).tolist():
-        codes += scaled > halfway  # the nearest level is the one with so many boundaries below
+    scaled = (blocks * inverse[:, None]).flatten()
+    code, boundary = guesses(numbers.device)
+    upper = (scaled.view(torch.int32) >> 16) & 0xFFFF
+    codes = code.index_select(0, upper) + (scaled > boundary.index_select(0, upper))
     high, low = codes.view(-1, 2).unbind(1)
     return ((high << 4) | low)[: (len(numbers) + 1) // 2], absmax
 
@@ -141,11 +155,11 @@ class NF4Linear(nn.Module):
         packed = torch.empty((n + 1) // 2, 1, dtype=torch.uint8, device=device)
         absmax = torch.empty((n + BLOCK_SIZE - 1) // BLOCK_SIZE, device=device)
         at = 0
-        for tile in tiles:
-            codes, of_tile = quantise_blocks(tile.to(device).float().flatten())
+        for part in (part for tile in tiles for part in tile.to(device).flatten().split(QUANTISE_AT_ONCE)):
+            codes, of_part = quantise_blocks(part.float())
             packed[at // 2 : at // 2 + len(codes), 0] = codes
-            absmax[at // BLOCK_SIZE : at // BLOCK_SIZE + len(of_tile)] = of_tile
-            at += tile.numel()
+            absmax[at // BLOCK_SIZE : at // BLOCK_SIZE + len(of_part)] = of_part
+            at += part.numel()
         return cls(packed, quantise_absmaxes(absmax), shape)
 
     @classmethod
