@@ -68,7 +68,7 @@ class State:
         if self.levels is None:
             return self.absmax
         scales = self.scales.repeat_interleave(256)[: len(self.absmax)]
-        return self.levels[self.absmax.int()] * scales + self.offset
+        return self.levels.index_select(0, self.absmax.int()) * scales + self.offset
 
 
 @functools.cache
@@ -204,27 +204,32 @@ class NF4Linear(nn.Module):
         they compute in."""
         import bitsandbytes.functional as bnb
 
+        if self.packed.is_cuda:
+            self.for_kernels.dtype = dtype
+            yield slice(0, self.out_features), bnb.dequantize_4bit(self.packed, self.for_kernels)
+            return
         for rows, codes, absmax in self.stored_tiles():
             shape = torch.Size((rows.stop - rows.start, self.in_features))
             state = bnb.QuantState(absmax, shape, blocksize=BLOCK_SIZE, quant_type="nf4", dtype=dtype)
             yield rows, bnb.dequantize_4bit(codes, state)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and x.numel() == self.in_features and not x.requires_grad:
-            return self.of_one_token(x)
-        return _NF4Matmul.apply(x, self)
-
-    def of_one_token(self, x: Tensor) -> Tensor:
-        """x of one token, on CUDA: bitsandbytes' fused kernel."""
-        from bitsandbytes import matmul_4bit
+    @functools.cached_property
+    def for_kernels(self):
+        """The state in the form that bitsandbytes' kernels for CUDA take whole."""
         from bitsandbytes.functional import QuantState
 
         state, nested, shape = self.state, None, torch.Size((self.out_features, self.in_features))
         if state.levels is not None:
             nested = QuantState(state.scales, code=state.levels, blocksize=256, dtype=torch.float32)
-        return matmul_4bit(x, self.packed, quant_state=QuantState(
-            state.absmax, shape, LEVELS.to(x.device), BLOCK_SIZE, "nf4", torch.float32, state.offset, nested
-        ))  # fmt: skip
+        levels = LEVELS.to(self.packed.device)
+        return QuantState(state.absmax, shape, levels, BLOCK_SIZE, "nf4", torch.float32, state.offset, nested)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and x.numel() == self.in_features and not x.requires_grad:
+            from bitsandbytes import matmul_4bit
+
+            return matmul_4bit(x, self.packed, quant_state=self.for_kernels)
+        return _NF4Matmul.apply(x, self)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """dx = dy W: the gradient of y (..., out_features) -> that of x (..., in_features)."""

@@ -73,6 +73,8 @@ def test_the_plain_inverse_is_the_kernels(dtype):
         layer = NF4Linear.quantise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         by_kernel = torch.cat([tile for _, tile in layer.tiles(dtype)])
         assert torch.equal(layer.dequantise(dtype), by_kernel)
+        layer.for_kernels.dtype = dtype  # what CUDA's kernels are given is the same weight
+        assert torch.equal(bnb.dequantize_4bit(layer.packed, layer.for_kernels), by_kernel)
 
 
 def test_a_weight_takes_four_bits(weight):
