@@ -130,7 +130,7 @@ def of_a_run(options: EvalOptions):
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
                 "max_tokens": options.max_tokens}  # fmt: skip
-    ready_to_write(model, device)
+    ready_to_write(model, device, options.batch, options.max_tokens)
     written = write(model, [(s.id, by_id[s.id]) for s in chosen], options, out / "generated.jsonl", settings)
     if rank > 0:
         sys.exit()  # the reports are written; scoring them is rank 0's

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     run = options.run or newest_run() or DEMO
     trained, vision, model, step = open_run(run, options.device)
     device = model.projector.place.device
-    ready_to_write(model, device)
+    ready_to_write(model, device, min(options.batch, len(groups)) * options.beams, options.max_tokens)
     print(f"{run} ({step.name}, base {trained.base}, vision {trained.vision}) on {device}. {WARNING}",
           file=sys.stderr)  # fmt: skip
     if trained.data == "sample":

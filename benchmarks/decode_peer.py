@@ -29,6 +29,7 @@ from llamaxr.projector import Projector
 from llamaxr.prompt import SLOT, study_prompt
 from llamaxr.run import ready_to_write
 from llamaxr.weights import load_llama
+from llamaxr.writing import Fp16Linear
 
 RANK, ALPHA, TOKENS = 16, 16.0, 64
 ADAPTER = HOME / "cache" / "decode-adapter" / "step-000000"
@@ -80,7 +81,7 @@ class Clock:
 def write_ours(base: Path, reports: list[str]) -> dict:
     model = ours(base, ADAPTER)
     llama, eos = model.llama, model.tokenizer.eos_ids
-    ready_to_write(model, torch.device("cpu"))
+    ready_to_write(model, torch.device("cpu"), len(reports), TOKENS)
     rows = prompts(model.tokenizer, reports)
     shared = shared_length(rows)
     with torch.inference_mode():
@@ -102,11 +103,9 @@ def write_ours(base: Path, reports: list[str]) -> dict:
 
 
 def read_bytes(llama) -> int:
-    """Of the weights that each token reads: all but the embedding, of which it reads a row (tied, it is the
-    head, and read whole)."""
-    held = {id(p): p.nbytes for name, p in llama.named_parameters()
-            if not name.startswith("embed_tokens") or llama.config.tie_embeddings}  # fmt: skip
-    return sum(held.values())
+    """Of the weights that each token reads: all but the embedding, of which it reads a row."""
+    plain = sum(p.nbytes for name, p in llama.named_parameters() if not name.startswith("embed_tokens"))
+    return plain + sum(m.nbytes for m in llama.modules() if isinstance(m, Fp16Linear))
 
 
 def profile(work) -> dict:
@@ -120,7 +119,8 @@ def profile(work) -> dict:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         work()
     events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    matmuls = sum(e.self_cpu_time_total for e in events if e.key in ("aten::mm", "aten::addmm", "aten::mv"))
+    products = ("aten::mm", "aten::addmm", "quantized::linear_dynamic_fp16")
+    matmuls = sum(e.self_cpu_time_total for e in events if e.key in products)
     top = {e.key: round(e.self_cpu_time_total / 1e6 / plain, 3) for e in events[:8]}
     return {"seconds": plain, "matmuls": round(matmuls / 1e6 / plain, 3), "operators": top}
 

@@ -97,11 +97,14 @@ def joined_otherwise(ranks: dict[bytes, int], halves: dict, whole_words: bool) -
         if whole_words and all(cut in listed for cut in cuts if cut[0] in ranks and cut[1] in ranks):
             continue
         parts = [piece[i : i + 1] for i in range(len(piece))]
-        while len(parts) > 1:
-            first, i = min((ranks.get(a + b, rank), i) for i, (a, b) in enumerate(pairwise(parts)))
-            if first >= rank:
-                break
+        joins = [ranks.get(a + b, rank) for a, b in pairwise(parts)]  # of each part with the next
+        while joins and (first := min(joins)) < rank:
+            i = joins.index(first)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            del joins[i]
+            for j in (i - 1, i):
+                if 0 <= j < len(joins):
+                    joins[j] = ranks.get(parts[j] + parts[j + 1], rank)
         never = whole_words and not listed and len(parts) > 2  # no pair makes it, here or there
         if not never and [tuple(parts)] != listed[:1]:
             return piece
@@ -110,7 +113,10 @@ def joined_otherwise(ranks: dict[bytes, int], halves: dict, whole_words: bool) -
 
 def bytes_of(text: str) -> bytes:
     """What a piece of the vocabulary stands for: letter by letter; itself where a letter is no byte's."""
-    return b"".join(BYTE_OF[letter] for letter in text) if BYTE_OF.keys() >= set(text) else text.encode()
+    try:
+        return bytes([BYTE_OF[letter] for letter in text])
+    except KeyError:
+        return text.encode()
 
 
 def _byte_letters() -> list[str]:
@@ -121,4 +127,4 @@ def _byte_letters() -> list[str]:
 
 
 BYTE_LETTERS = _byte_letters()
-BYTE_OF = {letter: bytes([b]) for b, letter in enumerate(BYTE_LETTERS)}
+BYTE_OF = {letter: b for b, letter in enumerate(BYTE_LETTERS)}

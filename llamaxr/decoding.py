@@ -8,9 +8,11 @@ come; `beam_search` keeps several beginnings of each report and gives the best w
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .llama import KVCache, Llama
+
+READ_AT_ONCE = {"cpu": 2**10}  # positions of prompts that go through the layers together, by device
 
 
 @torch.inference_mode()
@@ -58,25 +60,22 @@ def stream(
         hidden = llama.hidden(llama.embed(tokens)[:, None], padding, cache)  # (len(rows), 1, dim)
 
 
-def lay_out_for_single_tokens(llama: Llama) -> None:
-    """Hold each plain weight with more rows than columns column by column. On a CPU the product with one
-    token's vector then reads it faster, since both cores take part: SmolLM2-135M's head at 23 GB/s instead of
-    12 (two cores of an AMD EPYC, MKL); with many vectors it is as fast as before. The weight is the same
-    matrix, in another order in memory."""
-    for module in llama.modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.shape[0] > module.weight.shape[1]:
-            module.weight.data = module.weight.data.T.contiguous().T
-
-
 def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared: int = 0) -> Tensor:
     """Read prompts x (batch, time, dim) into an empty cache; the last position's hidden state, (batch, 1,
-    dim). The first `shared` positions, the same in all rows, are read as one row and copied."""
+    dim). The first `shared` positions, the same in all rows, are read as one row and copied. A few rows are
+    read at a time on a CPU: what the layers compute on the way is then used before it leaves the cache."""
     if shared:
         one = KVCache(llama.config, 1, shared, x.device, x.dtype)
         llama.hidden(x[:1, :shared], None, one)
         cache.keys[:, :, :, :shared], cache.values[:, :, :, :shared] = one.keys, one.values
-        cache.length, x = shared, x[:, shared:]
-    return llama.hidden(x, padding, cache)[:, -1:]
+        x = x[:, shared:]
+    last, n_rows = [], max(1, READ_AT_ONCE.get(x.device.type, 2**16) // x.shape[1])
+    for top in range(0, len(x), n_rows):
+        rows = slice(top, top + n_rows)
+        part = cache.rows(rows, shared)
+        last.append(llama.hidden(x[rows], None if padding is None else padding[rows], part)[:, -1:])
+    cache.length = part.length
+    return torch.cat(last)
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

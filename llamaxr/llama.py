@@ -10,6 +10,7 @@ Module names are those of Hugging Face checkpoints (`layers.0.self_attn.q_proj`)
 Shapes: batch, time (new positions), past + time = n_keys, dim = n_heads * head_dim.
 """
 
+import copy
 import functools
 import math
 from dataclasses import dataclass
@@ -115,6 +116,12 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def rows(self, rows: slice, length: int) -> "KVCache":
+        """A cache of some of the rows, in the same memory, of which `length` positions are filled."""
+        part = copy.copy(self)
+        part.keys, part.values, part.length = self.keys[:, rows], self.values[:, rows], length
+        return part
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order, repeats allowed (beam search, finished reports)."""
@@ -235,11 +242,15 @@ class Llama(nn.Module):
         # Of training alone: keep each block's input only, and compute the block again in the backward pass;
         # run the blocks by this compiled Block.forward.
         self.recompute, self.compiled = False, None
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        words = torch.empty(config.vocab_size, config.dim)
+        if not words.is_meta:  # there, where no numbers are, normal_ would import torch's compiler (a second)
+            words.normal_()
+        self.embed_tokens = nn.Embedding.from_pretrained(words, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head: nn.Module | None = None  # the vocabulary projection in a form to write with (writing.py)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, time) -> logits (batch, time, vocab_size)."""
@@ -256,6 +267,8 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) -> logits (..., vocab_size)."""
+        if self.head is not None:
+            return self.head(hidden)
         weight = self.head_weight
         if weight.dtype == hidden.dtype:
             return F.linear(hidden, weight)

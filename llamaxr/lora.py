@@ -53,17 +53,6 @@ def add_lora(model: nn.Module, rank: int, lora_alpha: float, targets: tuple[str,
     return wrapped
 
 
-def merge(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put one plain linear in the place of each wrapped one: the fastest form to write with, and the largest.
-    Nothing can learn afterwards. The base acts as it did: an NF4 one is merged as it dequantises."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoRALinear):
-            parent, _, child = name.rpartition(".")
-            linear = nn.Linear(layer.base.in_features, layer.base.out_features, bias=False, device="meta")
-            linear.weight = nn.Parameter(layer.merged().to(dtype), requires_grad=False)
-            setattr(model.get_submodule(parent), child, linear)
-
-
 class _LoRAMatmul(torch.autograd.Function):
     """LoRALinear's forward, with the gradients to x, A and B (W is frozen). They are autograd's own; by hand
     both sums, y = W x + ... and dx = W^T dy + ..., are added up in place instead of written out anew."""

@@ -1,4 +1,4 @@
-"""What a training run will need in memory, told before gigabytes are read, and what the machine has.
+"""What training and writing will need in memory, told before gigabytes are read, and what the machine has.
 
 The counts of weights are exact: the model is laid out on the meta device, shapes without memory. What the
 backward pass keeps ("activations") is counted from the blocks' own tensors.
@@ -62,6 +62,18 @@ def activations(config: LlamaConfig, tokens: int, dtype: torch.dtype, recompute:
     block = 4 * config.dim + heads + 3 * config.ffn_dim
     numbers = config.n_layers * config.dim + block if recompute else config.n_layers * block
     return tokens * numbers * dtype.itemsize
+
+
+def writing_needs(config: LlamaConfig, dtype: torch.dtype, itemsize: int, rows: int, time: int) -> int:
+    """Bytes that merge_for_writing adds to a loaded model, and that writing then takes: merged weights and a
+    head of itemsize bytes a number, the fp32 pieces of the largest merge, and the cache of keys and values of
+    so many rows and positions. What a 4-bit base gives back is not counted."""
+    heads = config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
+    block = config.dim * (heads + 3 * config.ffn_dim)
+    weights = (config.n_layers * block + config.vocab_size * config.dim) * itemsize
+    largest = max(3 * 2 * config.ffn_dim, config.vocab_size) * config.dim * 4
+    cache = rows * time * config.n_layers * 2 * config.n_kv_heads * config.head_dim * dtype.itemsize
+    return weights + largest + cache
 
 
 def available(device: torch.device) -> int:

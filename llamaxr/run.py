@@ -11,10 +11,9 @@ from . import checkpoint, distributed, memory
 from .data import iu_xray, mimic_cxr, phantom, table
 from .data.report import SECTIONS
 from .data.study import ON_MISSING, Study
-from .decoding import lay_out_for_single_tokens
 from .errors import UserError
 from .features import StudyFeatures, study_features
-from .lora import LoRALinear, add_lora, merge
+from .lora import add_lora
 from .model import LlamaXR
 from .options import from_json, option
 from .projector import Projector
@@ -22,6 +21,7 @@ from .prompt import BRIDGES
 from .vision import ImageNetVision, Vision, load_vision
 from .vision_weights import KNOWN, Progress
 from .weights import find_base, load_llama, read_config
+from .writing import merge_for_writing, packs_in_16_bits
 
 HOME = Path(__file__).resolve().parent.parent
 RUNS, CACHE = HOME / "runs", HOME / "cache"
@@ -221,8 +221,7 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
     config = read_config(base_folder(options) / "config.json")
     longest = max((len(s.report) for s in studies if s.split == "train"), default=0) // 3 + 1
     report = min(options.max_report_tokens, longest)  # three letters a token at least; four are usual
-    prompt = 90 + (2 * options.grid**2 if options.bridge != "scores" else 0)
-    prompt += 450 if options.bridge != "tokens" else 0  # 36 numbers, and 18 names
+    prompt = longest_prompt(options.bridge, options.grid**2)
     in_4_bits = options.quantize == "nf4"
     needs = memory.training_needs(
         config, in_4_bits=in_4_bits, dtype=compute_dtype(options, device), rank=options.rank,
@@ -285,17 +284,21 @@ def open_run(run: Path, device: str = "auto") -> tuple[TrainOptions, Vision | Im
     return options, vision, model.eval(), step
 
 
-def ready_to_write(model: LlamaXR, device: torch.device) -> None:
-    """Merge the adapters into plain linears, the fastest form to write with, where memory has room for it: in
-    4 bits each weight would be dequantised again for each token. Nothing can learn afterwards."""
+def ready_to_write(model: LlamaXR, device: torch.device, rows: int, max_tokens: int) -> None:
+    """Bring the model into the form that writes fastest (writing.py), where memory has room for it and for
+    `rows` reports of max_tokens written together; in 4 bits each weight is dequantised again for each token.
+    Nothing can learn afterwards."""
     llama = model.llama
-    layers = [m for m in llama.modules() if isinstance(m, LoRALinear)]
-    size = sum(m.base.in_features * m.base.out_features for m in layers) * llama.dtype.itemsize
-    if room(device) > 1.5 * size:
-        merge(llama, llama.dtype)
-        llama.to(llama.dtype)  # the embedding and the head, where they were held in 16 bits
-        if device.type == "cpu":
-            lay_out_for_single_tokens(llama)
+    itemsize = 2 if packs_in_16_bits(device, llama.dtype) else llama.dtype.itemsize
+    time = longest_prompt(model.bridge, model.projector.n_tokens) + max_tokens
+    if room(device) > memory.writing_needs(llama.config, llama.dtype, itemsize, rows, time):
+        merge_for_writing(llama)
+
+
+def longest_prompt(bridge: str, n_tokens: int) -> int:
+    """About how many tokens stand before the report of a study of two views, n_tokens a view, at most."""
+    prompt = 90 + (2 * n_tokens if bridge != "scores" else 0)
+    return prompt + (450 if bridge != "tokens" else 0)  # 36 numbers, and 18 names
 
 
 def newest_run() -> Path | None:

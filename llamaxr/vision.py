@@ -1,10 +1,9 @@
 """Vision: a radiograph becomes a grid of features and, where its network learned them, 18 pathology scores.
 
-The paper's network is torchvision's DenseNet-121 (Huang et al. 2017) with one input channel, as
-torchxrayvision trains it (Cohen et al. 2022); beside it stands an embedded tiny one, trained by
-assets/make.py on drawn radiographs. Three networks trained on ImageNet share the interface, to ask what
-training on radiographs is worth: a DenseNet-121, a ConvNeXt (Liu et al. 2022) and a vision transformer
-(Dosovitskiy et al. 2021). All are frozen.
+The paper's network is DenseNet-121 (densenet.py) with one input channel, as torchxrayvision trains it (Cohen
+et al. 2022); beside it stands an embedded tiny one, trained by assets/make.py on drawn radiographs. Three
+networks trained on ImageNet share the interface, to ask what training on radiographs is worth: torchvision's
+DenseNet-121, ConvNeXt (Liu et al. 2022) and vision transformer (Dosovitskiy et al. 2021). All are frozen.
 
 Where the weights come from is vision_weights.py's matter; of which network they are, their names and shapes
 tell. A DenseNet of another size than 121's says so in its safetensors metadata, as JSON (key "densenet").
@@ -16,9 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
-from torchvision.models.densenet import DenseNet
 
+from .densenet import DenseNet
 from .errors import UserError
 from .vision_weights import KNOWN, Progress, known_file, read_weights
 
@@ -45,10 +43,7 @@ class Vision(nn.Module):
 
     def __init__(self, architecture: dict):
         super().__init__()
-        net = DenseNet(**architecture, num_classes=len(PATHOLOGIES))
-        # One grey channel; otherwise torchvision's stem: 7x7, stride 2.
-        stem = architecture["num_init_features"]
-        net.features.conv0 = nn.Conv2d(1, stem, kernel_size=7, stride=2, padding=3, bias=False)
+        net = DenseNet(**architecture, in_channels=1, n_classes=len(PATHOLOGIES))
         self.net, self.n_channels, self.hash = net, net.classifier.in_features, ""
         self.register_buffer("op_threshs", None)
 
@@ -78,6 +73,8 @@ class ImageNetVision(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
+        from torchvision.models import get_model, get_model_weights  # a second to import, and seldom wanted
+
         self.net, self.hash = get_model(name), ""
         self.n_channels, self.see = BACKBONES[name]
         seen_in_training = get_model_weights(name).DEFAULT.transforms()

@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from .data.download import download
 from .errors import UserError
@@ -55,13 +54,16 @@ XRV_SETS = {
         0.09121389, 0.010573786, nan, 0.005023008, 0.003698257, nan, nan, 0.08001232, 0.037242252, nan,
         0.05006329, nan, nan, nan, 0.019866971, 0.03823637, 0.11303808, 0.0069147074)),
 }  # fmt: skip
-IMAGENET = ("densenet121", "convnext_tiny", "vit_b_16")  # torchvision's names
+IMAGENET = {"densenet121": "a639ec97", "convnext_tiny": "983f1562", "vit_b_16": "c867db91"}  # torchvision's
 
 # --vision's names -> where the file is published.
 KNOWN = {
     f"densenet121-res224-{name}": f"{XRV}/{XRV_FILE.format(data)}" for name, (data, _) in XRV_SETS.items()
 }
-KNOWN |= {f"{name}-imagenet": get_model_weights(name).DEFAULT.url for name in IMAGENET}
+KNOWN |= {
+    f"{name}-imagenet": f"https://download.pytorch.org/models/{name}-{digest}.pth"
+    for name, digest in IMAGENET.items()
+}
 OP_THRESHS = {XRV_FILE.format(data): points for data, points in XRV_SETS.values()}  # by file name
 
 Progress = Callable[[str, int, int | None], None]  # download's: file, bytes so far, bytes in all

@@ -73,7 +73,7 @@ def load_llama(
             else:
                 weight = stored.read(key)
                 keep = in_4_bits and weight.dim() == 2 and child not in TARGETS and dtype == torch.float32
-                weight = weight.to(device, weight.dtype if keep else dtype, copy=True)  # off the mapped file
+                weight = weight.to(device, weight.dtype if keep else dtype)  # else it stays a mapped file
                 setattr(model.get_submodule(path), kind, nn.Parameter(weight, requires_grad=False))
     return model.requires_grad_(False), tokenizer
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llamaxr.nf4 import NF4Linear
+from llamaxr.nf4 import LEVELS, NF4Linear, quantise_absmaxes, quantise_blocks
 
 
 @pytest.fixture()
@@ -24,12 +24,57 @@ def test_the_codes_and_statistics_are_bitsandbytes_own(monkeypatch, shape, dtype
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
     assert torch.equal(layer.packed, packed)
     assert torch.equal(layer.state.absmax, state.absmax)
-    assert torch.equal(layer.state.state2.absmax, state.state2.absmax)
-    assert torch.equal(layer.state.state2.code, state.state2.code)
+    assert torch.equal(layer.state.scales, state.state2.absmax)
+    assert torch.equal(layer.state.levels, state.state2.code)
     assert torch.equal(layer.state.offset, state.offset)
-    assert torch.equal(layer.state.code, state.code)
+    assert torch.equal(LEVELS, state.code)
     state.dtype = torch.float32  # of itself it rounds to the dtype of what was quantised
     assert torch.equal(layer.dequantise(torch.float32), bnb.dequantize_4bit(packed, state))
+
+
+def near_boundaries(levels, n_blocks, block_size):
+    """Blocks of numbers that, over the block's largest, lie within two ulp of halfway between two levels."""
+    torch.manual_seed(0)
+    largest = 10 ** torch.empty(n_blocks).uniform_(-6, 3)
+    halfway = (levels[1:] + levels[:-1]) / 2
+    x = halfway[torch.randint(0, len(halfway), (n_blocks, block_size - 1))] * largest[:, None]
+    x = (x.view(torch.int32) + torch.randint(-2, 3, x.shape, dtype=torch.int32)).view(torch.float32)
+    return torch.cat([largest[:, None], x], 1).flatten()
+
+
+def test_numbers_at_the_boundary_of_two_levels_fall_as_in_bitsandbytes():
+    numbers = near_boundaries(LEVELS, 20000, 64)
+    codes, absmax = quantise_blocks(numbers)
+    theirs, state = bnb.quantize_4bit(numbers, blocksize=64, quant_type="nf4")
+    assert torch.equal(codes, theirs[:, 0]) and torch.equal(absmax, state.absmax)
+
+
+def test_absmaxes_at_the_boundary_of_two_levels_fall_as_in_bitsandbytes():
+    numbers = near_boundaries(bnb.create_dynamic_map(), 4000, 256)
+    ours = quantise_absmaxes(numbers)
+    theirs, state = bnb.quantize_blockwise(numbers - numbers.mean(), blocksize=256)
+    assert torch.equal(ours.absmax, theirs) and torch.equal(ours.scales, state.absmax)
+    spread = torch.rand(2**20)
+    theirs, _ = bnb.quantize_blockwise(spread - spread.mean(), blocksize=256)
+    assert torch.equal(quantise_absmaxes(spread).absmax, theirs)
+
+
+def test_blocks_of_zeros_are_bitsandbytes_own():
+    weight = torch.zeros(64, 64)
+    weight[3, 7] = 2.0
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
+    layer = NF4Linear.quantise(weight)
+    assert torch.equal(layer.packed, packed) and torch.equal(layer.state.absmax, state.absmax)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_plain_inverse_is_the_kernels(dtype):
+    for shape in ((200, 192), (70, 4097), (3, 5), (1, 1)):
+        layer = NF4Linear.quantise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        by_kernel = torch.cat([tile for _, tile in layer.tiles(dtype)])
+        assert torch.equal(layer.dequantise(dtype), by_kernel)
+        layer.for_kernels.dtype = dtype  # what CUDA's kernels are given is the same weight
+        assert torch.equal(bnb.dequantize_4bit(layer.packed, layer.for_kernels), by_kernel)
 
 
 def test_a_weight_takes_four_bits(weight):
@@ -83,7 +128,7 @@ def test_the_input_gradient_is_that_of_finite_differences(weight):
 
 def test_all_told_a_weight_takes_4_127_bits():
     layer = NF4Linear.quantise(torch.randn(512, 512))  # 16 scales of 256 blocks of 64
-    second = layer.state.state2.absmax
+    second = layer.state.scales
     assert (layer.packed.dtype, layer.state.absmax.dtype) == (torch.uint8, torch.uint8)
     n_bytes = layer.packed.numel() + layer.state.absmax.numel() + second.numel() * second.element_size()
     assert 8 * n_bytes / 512**2 == 4 + 8 / 64 + 32 / (64 * 256)

@@ -118,13 +118,12 @@ def test_an_unreadable_image_is_refused_or_told_and_its_study_left_out(table, tm
 
 def test_a_model_that_is_ready_to_write_is_merged_where_it_fits_and_writes_the_same(monkeypatch):
     _, _, model, _ = run.open_run(run.DEMO, "cpu")
-    ids = torch.arange(3, 60)[None]
+    ids, device = torch.arange(3, 60)[None], torch.device("cpu")
     with torch.inference_mode():
         before = model.llama(ids)
-        monkeypatch.setattr("llamaxr.memory.available", lambda device: 0)
-        run.ready_to_write(model, torch.device("cpu"))
+        monkeypatch.setattr("llamaxr.memory.available", lambda device: 2**26)
+        run.ready_to_write(model, device, rows=64, max_tokens=300)  # 64 caches have no room beside it
         assert any(isinstance(m, LoRALinear) for m in model.llama.modules())
-        monkeypatch.undo()
-        run.ready_to_write(model, torch.device("cpu"))
+        run.ready_to_write(model, device, rows=1, max_tokens=300)
         assert not any(isinstance(m, LoRALinear) for m in model.llama.modules())
-        assert (model.llama(ids) - before).abs().max() < 1e-3
+        assert (model.llama(ids) - before).abs().max() < 5e-3 * before.abs().max()  # weights in fp16

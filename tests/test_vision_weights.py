@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torchvision.models import densenet121
+from torchvision.models import densenet121, get_model_weights
 
 from llamaxr import vision_weights
 from llamaxr.errors import UserError
@@ -100,3 +100,8 @@ def test_a_name_without_a_cache_says_where_to_get_the_file():
 def test_a_missing_file_or_unknown_name_is_told_with_those_that_are_known(name):
     with pytest.raises(UserError, match="densenet121-res224-all"):
         load_vision(name)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "vit_b_16"])
+def test_imagenet_weights_come_from_where_torchvision_has_them(name):
+    assert KNOWN[f"{name}-imagenet"] == get_model_weights(name).DEFAULT.url

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llamaxr.nf4 import FACTS, NF4Linear
+from llamaxr.nf4 import LEVELS, NF4Linear
 from llamaxr.weights import load_llama
 from tests.conftest import write_base
 
@@ -58,11 +58,12 @@ def test_the_same_bits_and_the_same_logits(tmp_path, double_quant, dtype, tied, 
     layers = {n: m for n, m in ours.named_modules() if isinstance(m, NF4Linear)}
     assert len(layers) == 2 * 7
     for name, layer in layers.items():
-        state = layer.state.as_dict(packed=True)
-        state.pop(FACTS)  # it also tells what the weight was before, which is of no consequence
-        parts = {part: stored[f"model.{name}.weight.{part}"] for part in state}
-        assert all(torch.equal(state[part], parts[part]) for part in state)
-        assert ("nested_absmax" in state) == double_quant
+        parts = {"absmax": layer.state.absmax, "quant_map": LEVELS}
+        if double_quant:
+            parts |= {"nested_absmax": layer.state.scales, "nested_quant_map": layer.state.levels}
+        for part, ours_of_it in parts.items():
+            assert torch.equal(ours_of_it, stored[f"model.{name}.weight.{part}"])
+        assert (layer.state.levels is not None) == double_quant
         assert torch.equal(layer.packed, stored[f"model.{name}.weight"])
     ids = torch.randint(3, 400, (2, 40))
     with torch.no_grad():
