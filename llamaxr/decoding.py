@@ -26,37 +26,25 @@ def stream(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     shared: int = 0,
-    copies: int = 1,
-    greedy_until: int | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield, a step, each row's next token, or None for a row that has ended (EOS itself is not yielded).
 
     x (batch, time, dim): embedded prompts, filler at the left by `padding` (batch,). temperature 0 is greedy;
     above, tokens are drawn from the smallest set that holds probability top_p (Holtzman et al. 2020), with
-    `generator` on x's device. shared: leading positions that are the same in all rows, read once. copies: so
-    many reports are drawn for each prompt, in neighbouring rows, and the prompt is read once. greedy_until: a
-    token up to which each row is greedy all the same. Ends when all rows have, or after max_tokens. A row
-    that has ended soon leaves the batch and costs nothing more.
+    `generator` on x's device. shared: leading positions that are the same in all rows, read once. Ends when
+    all rows have, or after max_tokens. A row that has ended soon leaves the batch and costs nothing more.
     """
     batch, time, _ = x.shape
     cache = KVCache(llama.config, batch, time + max_tokens, x.device, x.dtype)
-    hidden = read(llama, x, padding, cache, shared)  # (batch, 1, dim)
-    if copies > 1:
-        each = torch.arange(batch, device=x.device).repeat_interleave(copies)
-        cache.select(each)
-        batch, hidden, padding = len(each), hidden[each], None if padding is None else padding[each]
     eos, rows = set(eos_ids), list(range(batch))  # rows: which of the batch the tensors still hold
-    ended, drawn = [False] * batch, [greedy_until is None] * batch
+    ended = [False] * batch
+    hidden = read(llama, x, padding, cache, shared)  # (batch, 1, dim)
     for left in range(max_tokens, 0, -1):
         logits = llama.logits(hidden[:, -1]).float()  # (len(rows), vocab)
-        tokens = logits.argmax(-1)
-        if temperature > 0:
-            may = torch.tensor([drawn[row] for row in rows], device=x.device)
-            tokens = sample(logits, temperature, top_p, generator).where(may, tokens)
+        tokens = logits.argmax(-1) if temperature == 0 else sample(logits, temperature, top_p, generator)
         said: list[int | None] = [None] * batch
         for row, token in zip(rows, tokens.tolist(), strict=True):
             ended[row] = ended[row] or token in eos
-            drawn[row] = drawn[row] or token == greedy_until
             said[row] = None if ended[row] else token
         if all(ended):
             return
@@ -92,7 +80,10 @@ def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     """A token a row from softmax(logits / temperature) cut to its nucleus: (batch, vocab) -> (batch,)."""
-    probs, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+    probs = (logits / temperature).softmax(-1)
+    if top_p >= 1:  # the whole vocabulary: nothing to cut, so nothing to sort
+        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    probs, order = probs.sort(dim=-1, descending=True)
     before = probs.cumsum(-1) - probs  # probability ahead of each token; the first is always kept
     probs = probs.masked_fill(before >= top_p, 0.0)
     return order.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
@@ -102,7 +93,7 @@ def generate(
     llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, **how
 ):
     """`stream` to its end: the tokens of each row, as lists without EOS."""
-    rows: list[list[int]] = [[] for _ in range(x.shape[0] * how.get("copies", 1))]
+    rows: list[list[int]] = [[] for _ in range(x.shape[0])]
     for step in stream(llama, x, padding, eos_ids, max_tokens, **how):
         for row, token in zip(rows, step, strict=True):
             if token is not None:
