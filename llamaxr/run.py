@@ -103,7 +103,9 @@ class TrainOptions:
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
     batch: int = option(16, "studies a forward pass", at_least=1)
     accumulate: int = option(1, "forward passes a step", at_least=1)
-    compile: bool = option(False, "compile the blocks by torch.compile; the first steps take a minute more")
+    compile: bool = option(
+        False, "run the blocks through torch.compile: half a minute to begin with, no gain on a CPU"
+    )
     recompute: bool = option(False, "compute each block again in the backward pass: slower, far less memory")
     epochs: float = option(0.0, "passes over the train split, if --steps is 0", at_least=0)
     steps: int = option(300, "optimiser steps in all; 0: --epochs counts", at_least=0)
