@@ -32,6 +32,7 @@ from llamaxr.weights import load_llama
 from llamaxr.writing import Fp16Linear
 
 RANK, ALPHA, TOKENS = 16, 16.0, 64
+LOOK = 0.1  # seconds between two looks at the memory
 ADAPTER = HOME / "cache" / "decode-adapter" / "step-000000"
 
 
@@ -87,7 +88,7 @@ def write_ours(base: Path, reports: list[str]) -> dict:
     with torch.inference_mode():
         x = llama.embed(torch.tensor(rows))
         generate(llama, x[:1], None, eos, 4)  # what is done once is done
-        with Peak() as peak:
+        with Peak(every=LOOK) as peak:
             if len(rows) == 1:
                 times, written = [peak.began], [[]]
                 for (token,) in stream(llama, x, None, eos, TOKENS):
@@ -141,7 +142,7 @@ def write_peer(base: Path, reports: list[str], dtype: torch.dtype) -> dict:
     with torch.inference_mode():
         model.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=4, **how)
         clock = Clock() if len(ids) == 1 else None
-        with Peak() as peak:
+        with Peak(every=LOOK) as peak:
             out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS,
                                  streamer=clock, **how)  # fmt: skip
     written = []

@@ -25,7 +25,11 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """`with Peak() as peak:` ...; then peak.bytes and peak.seconds. Looks every 5 ms."""
+    """`with Peak() as peak:` ...; then peak.bytes and peak.seconds. Looks every 5 ms, or as rarely as told:
+    each look takes a core and Python's lock for a moment from what is measured."""
+
+    def __init__(self, every: float = 0.005):
+        self.every = every
 
     def __enter__(self) -> "Peak":
         self.bytes, self.running, self.began = anonymous_bytes(), True, time.perf_counter()
@@ -37,7 +41,7 @@ class Peak:
     def _watch(self) -> None:
         while self.running:
             self.bytes = max(self.bytes, anonymous_bytes())
-            time.sleep(0.005)
+            time.sleep(self.every)
 
     def __exit__(self, *_) -> None:
         self.seconds = time.perf_counter() - self.began

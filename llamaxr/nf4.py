@@ -106,6 +106,7 @@ def dequantise_blocks(codes: Tensor, absmax: Tensor, n: int) -> Tensor:
     return (whole.view(-1, BLOCK_SIZE) * absmax[:, None]).flatten()[:n]
 
 
+@functools.cache
 def eight_bit_levels() -> Tensor:
     """What the 256 codes of an absmax stand for, in [-1, 1]: seven powers of ten, each twice as finely
     divided as the smaller one (the dynamic data type of Dettmers 2016)."""

@@ -10,7 +10,6 @@ embedding and the head stay in 16 bits, as QLoRA leaves them.
 import math
 import os
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -193,11 +192,9 @@ class Stored:
     def read(self, name: str) -> Tensor:
         return self.files[name][1].get_tensor(name)
 
-    def tiles(self, name: str, n_rows: int) -> Iterator[Tensor]:
-        """The rows of a matrix, n_rows at a time."""
-        rows = self.files[name][1].get_slice(name)
-        for top in range(0, rows.get_shape()[0], n_rows):
-            yield rows[top : top + n_rows]
+    def tiles(self, name: str, n_rows: int) -> tuple[Tensor, ...]:
+        """The rows of a matrix, n_rows at a time, each read from the file as it is used."""
+        return self.read(name).split(n_rows)
 
     def nf4(self, name: str, shape: tuple[int, int], device) -> NF4Linear:
         """A linear that is stored in NF4."""
