@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{len(asked)} {options.split} and {len(train)} train studies are too few; raise --limit"
         )
+    model.projector.standardise(f.grids for f, _ in train[: trained.limit or None])  # as train.py does
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "studies": len(asked), "seed": options.seed}  # fmt: skip
     labelled = labelled_columns(vision)

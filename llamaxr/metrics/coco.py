@@ -14,6 +14,7 @@ million n-grams two share a key with a chance of about one in 400,000, so nothin
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from hashlib import blake2b
 
 import numpy as np
 
@@ -171,11 +172,18 @@ def _count_ngrams(
         block[:, 12] = 10 * cosines * np.exp(-((said - true) ** 2) / (2 * 6.0**2))
 
 
+def _key(word: str) -> int:
+    digest = blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
 def _ngrams(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For order 1 to 4: of each n-gram in the texts, one after the other, its text and its key."""
     words = [text.split() for text in texts]
     owner = np.repeat(np.arange(len(texts)), [len(text) for text in words])  # (all words,)
-    first = keys = np.fromiter((hash(word) for text in words for word in text), np.int64, len(owner))
+    # Python's own hash() differs from process to process, and with it the order in which sums are added up.
+    known = {word: _key(word) for word in {word for text in words for word in text}}
+    first = keys = np.fromiter((known[word] for text in words for word in text), np.int64, len(owner))
     for order in range(1, 5):
         if order > 1:  # the n-gram at a place: the (n-1)-gram there with the next word
             keys = keys[:-1] * MIX + first[order - 1 :]
