@@ -125,7 +125,7 @@ def of_a_run(options: EvalOptions):
         )
     if not train:
         raise UserError("the data set has no train split, from which the constant report is chosen; add it")
-    out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
+    out = options.out or (RUNS / "demo" if run.resolve() == DEMO else run) / f"eval-{options.split}"
     out.mkdir(parents=True, exist_ok=True)
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,

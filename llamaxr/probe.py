@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
     step, device = checkpoint.best(run), pick_device(options.device)
     trained = replace(trained, root=options.root or trained.root)
-    out = options.out or (RUNS / "demo" if run == DEMO else run) / f"eval-{options.split}"
+    out = options.out or (RUNS / "demo" if run.resolve() == DEMO else run) / f"eval-{options.split}"
     kept = options.reports or out / "reports.jsonl"
     generated = read_reports(kept) if options.reports or kept.is_file() else None
 
