@@ -26,6 +26,7 @@ from llamaxr.checkpoint import write_json
 from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
+from llamaxr.distributed import warn
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.features import StudyFeatures, summary
 from llamaxr.metrics import baselines, meteor15, table, wordnet
@@ -36,8 +37,8 @@ from llamaxr.run import (
     CACHE,
     DATA,
     DEMO,
-    RUNS,
     TrainOptions,
+    evaluation_folder,
     load_studies,
     newest_run,
     open_run,
@@ -125,7 +126,7 @@ def of_a_run(options: EvalOptions):
         )
     if not train:
         raise UserError("the data set has no train split, from which the constant report is chosen; add it")
-    out = options.out or (RUNS / "demo" if run.resolve() == DEMO else run) / f"eval-{options.split}"
+    out = options.out or evaluation_folder(run, options.split)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
@@ -178,11 +179,6 @@ def of_a_file(options: EvalOptions):
     out = options.out or options.score.with_name(options.score.stem + "-scores")
     written = table.writers(judged, val, None, options.seed)
     return [row["id"] for row in rows], judged, written, settings, out, None
-
-
-def warn(line: str) -> None:
-    if distributed.is_main():
-        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ torchrun --nproc-per-node 2 -- train.py ...                      the same steps,
 import json
 import os
 import signal
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from llamaxr import checkpoint, distributed
 from llamaxr.data.describe import as_text, describe
 from llamaxr.decoding import generate
+from llamaxr.distributed import warn
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.model import Batch, LlamaXR
 from llamaxr.options import from_json, parse, to_json
@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         start = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
     else:
         model.projector.standardise(features.grids for features, _ in train)
-    if options.adapter and not resumed:
-        checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
+        if options.adapter:
+            checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
     if is_main:
         if not resumed:
             run.mkdir(parents=True)
@@ -187,11 +187,6 @@ def progress_bar():
             bar.update(done - bar.n)
 
         yield show
-
-
-def warn(line: str) -> None:
-    if distributed.is_main():
-        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
 
 from .errors import UserError
 
@@ -67,6 +68,12 @@ def size() -> int:
 def is_main() -> bool:
     """Whether this is the process that writes, shows and speaks."""
     return rank() == 0
+
+
+def warn(line: str) -> None:
+    """A warning on stderr, from one process for all."""
+    if is_main():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def share(everything: list) -> list:

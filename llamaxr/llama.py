@@ -174,6 +174,21 @@ class Packing:
         return y.transpose(1, 2).flatten(0, 1).index_select(0, self.back).transpose(0, 1)[None]
 
 
+def attend(
+    layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache: KVCache | None, packing
+) -> Tensor:
+    """Attention of queries (batch, n_heads, time, head_dim) to the keys and values (batch, n_kv_heads, time,
+    head_dim) of their own positions and, with a cache, of all before: (batch, time, n_heads * head_dim)."""
+    if cache is not None:
+        k, v = cache.extend(layer, k, v)  # (batch, n_kv_heads, past + time, head_dim)
+    if packing is not None:
+        y = packing.attend(q, k, v)
+    else:  # Without a mask, either the past is empty (plain causal) or one new token may see all of it.
+        causal, gqa = mask is None and q.shape[2] > 1, q.shape[1] != k.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
+    return y.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023): n_heads queries share n_kv_heads keys and values."""
 
@@ -195,14 +210,7 @@ class Attention(nn.Module):
         q = rotate(heads(self.q_proj(x)), *rope)  # (batch, n_heads, time, head_dim)
         k = rotate(heads(self.k_proj(x)), *rope)  # (batch, n_kv_heads, time, head_dim)
         v = heads(self.v_proj(x))
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, past + time, head_dim)
-        if packing is not None:
-            y = packing.attend(q, k, v)
-        else:  # Without a mask, either the past is empty (plain causal) or one new token may see all of it.
-            causal, gqa = mask is None and time > 1, q.shape[1] != k.shape[1]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))  # (batch, time, dim)
+        return self.o_proj(attend(self.layer, q, k, v, mask, cache, packing))  # (batch, time, dim)
 
 
 class FeedForward(nn.Module):

@@ -12,7 +12,6 @@ Three tables (metrics/probes.py says how each is measured), also written to RUN/
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .data.study import SPLITS, Study
+from .distributed import warn
 from .errors import UserError, one_line_errors
 from .features import StudyFeatures, summary
 from .metrics import baselines, mesh, probes
@@ -31,7 +31,16 @@ from .metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
 from .model import LlamaXR
 from .options import from_json, option, parse
 from .prompt import IGNORE, with_outline
-from .run import DEMO, RUNS, TrainOptions, build, load_studies, newest_run, pick_device, see_studies
+from .run import (
+    DEMO,
+    TrainOptions,
+    build,
+    evaluation_folder,
+    load_studies,
+    newest_run,
+    pick_device,
+    see_studies,
+)
 from .vision import PATHOLOGIES
 from .vision_train import LEAST, PATHOLOGIES_OF
 
@@ -63,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
     step, device = checkpoint.best(run), pick_device(options.device)
     trained = replace(trained, root=options.root or trained.root)
-    out = options.out or (RUNS / "demo" if run.resolve() == DEMO else run) / f"eval-{options.split}"
+    out = options.out or evaluation_folder(run, options.split)
     kept = options.reports or out / "reports.jsonl"
     generated = read_reports(kept) if options.reports or kept.is_file() else None
 
@@ -95,10 +104,6 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(results) if options.json else as_text(results))
     if not options.json:
         print(f"written: {out / 'probes.json'}")
-
-
-def warn(line: str) -> None:
-    tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 # 1. Features against annotations

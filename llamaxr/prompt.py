@@ -119,7 +119,7 @@ def with_report(
     max_report_tokens > 0 cuts longer reports; a cut one has no EOS, since the report does not end there, nor
     has one that is but a beginning (`ends` False).
     """
-    answer = [*tokenizer.encode(report), *tokenizer.eos_ids[:1]][: None if ends else -1]
+    answer = tokenizer.encode(report) + ([tokenizer.eos_ids[0]] if ends else [])
     if max_report_tokens:
         answer = answer[:max_report_tokens]
     ids = prompt + answer

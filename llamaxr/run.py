@@ -303,6 +303,11 @@ def longest_prompt(bridge: str, n_tokens: int) -> int:
     return prompt + (450 if bridge != "tokens" else 0)  # 36 numbers, and 18 names
 
 
+def evaluation_folder(run: Path, split: str) -> Path:
+    """Where what is measured of a run on a split is kept: in its own folder, the demo's under runs/."""
+    return (RUNS / "demo" if run.resolve() == DEMO else run) / f"eval-{split}"
+
+
 def newest_run() -> Path | None:
     """The run under runs/ that was written to last and has a checkpoint; None where there is none."""
     runs = [f for f in RUNS.glob("*") if (f / "metrics.jsonl").is_file() and any(f.glob("step-*/state.json"))]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llama import Block, KVCache, Llama, rotate
+from .llama import Block, KVCache, Llama, attend, rotate
 from .lora import LoRALinear
 
 
@@ -81,14 +81,7 @@ class MergedBlock(nn.Module):
         qkv = qkv.view(batch, time, -1, c.head_dim).transpose(1, 2)  # (batch, all heads, time, head_dim)
         qk, v = qkv.split((c.n_heads + c.n_kv_heads, c.n_kv_heads), dim=1)
         q, k = rotate(qk, *rope).split((c.n_heads, c.n_kv_heads), dim=1)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, past + time, head_dim)
-        if packing is not None:
-            y = packing.attend(q, k, v)
-        else:
-            causal, gqa = mask is None and time > 1, c.n_heads != c.n_kv_heads
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa)
-        x = x + self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))  # (batch, time, dim)
+        x = x + self.o_proj(attend(self.layer, q, k, v, mask, cache, packing))  # (batch, time, dim)
         gate_up = self.gate_up_proj(rms_norm(x, self.mlp_norm, self.eps))
         gate, up = gate_up.chunk(2, dim=-1)  # (batch, time, ffn_dim) each
         return x + self.down_proj(F.silu(gate).mul_(up))

@@ -90,6 +90,19 @@ def base(tmp_path_factory):
     return folder
 
 
+def short_run(root) -> list:
+    """train.py's options for six short steps on what lies in root, on the tiny base."""
+    return ["--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache",
+            "--device", "cpu", "--steps", 6, "--val-every", 3, "--max-report-tokens", 30,
+            "--n-samples", 1, "--warmup", 2]  # fmt: skip
+
+
+def untimed(path) -> list[dict]:
+    """The lines of a .jsonl, without what a clock says."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows]
+
+
 def lay_out_phantoms(root, n_train: int, n_val: int, n_test: int) -> dict[str, list[dict]]:
     """Phantoms in R2Gen's layout under root; gives what its annotation.json says."""
     annotation = {"train": [], "val": [], "test": []}

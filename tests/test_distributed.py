@@ -24,7 +24,7 @@ from llamaxr import checkpoint, distributed
 from llamaxr.data.study import Study
 from llamaxr.features import study_features
 from llamaxr.vision import load_vision
-from tests.conftest import lay_out_phantoms
+from tests.conftest import lay_out_phantoms, short_run, untimed
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -64,11 +64,6 @@ def call(script, *argv):
     script.main([str(a) for a in argv])
 
 
-def lines(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows]
-
-
 def same_but_for_rounding(ours: list[dict], theirs: list[dict]):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
@@ -86,9 +81,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def options(root):
     # 5 to validate and a batch of 3 cannot be dealt out evenly; 13 to train end an epoch within a step
-    return ["--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache",
-            "--device", "cpu", "--steps", 6, "--batch", 3, "--accumulate", 2, "--val-every", 3,
-            "--max-report-tokens", 30, "--n-samples", 1, "--warmup", 2]  # fmt: skip
+    return [*short_run(root), "--batch", 3, "--accumulate", 2]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +101,7 @@ def two(root, options):
 
 
 def test_two_processes_train_to_the_losses_of_one(one, two):
-    same_but_for_rounding(lines(two / "metrics.jsonl"), lines(one / "metrics.jsonl"))
+    same_but_for_rounding(untimed(two / "metrics.jsonl"), untimed(one / "metrics.jsonl"))
     for name in ("adapter_model", "projector"):
         ours, theirs = (checkpoint.load_file(f / f"step-000006/{name}.safetensors") for f in (one, two))
         for key in ours:
@@ -127,13 +120,13 @@ def test_a_terminated_torchrun_stops_all_at_one_step_and_any_number_of_processes
     process.terminate()
     out, err = process.communicate(timeout=PATIENCE)
     assert out.count("stopped at step") == 1 and "error:" not in err
-    step = lines(stopped / "metrics.jsonl")[-1]["step"]
+    step = untimed(stopped / "metrics.jsonl")[-1]["step"]
     assert step < 6 and checkpoint.last(stopped).name == f"step-{step:06d}"
     shutil.copytree(stopped, root / "alone")
     finished(torchrun("train.py", "--resume", stopped))
-    assert lines(stopped / "metrics.jsonl") == lines(two / "metrics.jsonl")  # bit for bit
+    assert untimed(stopped / "metrics.jsonl") == untimed(two / "metrics.jsonl")  # bit for bit
     call(train, "--resume", root / "alone")
-    same_but_for_rounding(lines(root / "alone/metrics.jsonl"), lines(one / "metrics.jsonl"))
+    same_but_for_rounding(untimed(root / "alone/metrics.jsonl"), untimed(one / "metrics.jsonl"))
 
 
 def test_a_batch_that_leaves_a_process_without_a_study_is_refused(options, tmp_path):
@@ -178,7 +171,7 @@ def test_an_evaluation_that_three_processes_began_is_ended_by_another_number(n, 
     (tmp_path / "generated.2.jsonl").write_text("".join(['{"other": "settings"}\n', *marked[6:]]))
     command = ("--run", one, "--out", tmp_path, "--max-tokens", 20, "--batch", 3)
     call(evaluate, *command) if n == 1 else finished(torchrun("eval.py", *command, n=n))
-    reports = {row["id"]: row["generated"] for row in lines(tmp_path / "reports.jsonl")}
+    reports = {row["id"]: row["generated"] for row in untimed(tmp_path / "reports.jsonl")}
     for i, row in enumerate(map(json.loads, rows)):
         assert reports[row["id"]] == ("KEPT " if i < 4 else "") + row["generated"]
     assert [f.name for f in tmp_path.glob("generated*")] == ["generated.jsonl"]

@@ -45,7 +45,8 @@ def judged_and_rows(texts):
     rows = [{"id": i, "reference": r, "generated": g} for i, r, g in texts]
     references, generated = [r for _, r, _ in texts], [g for _, _, g in texts]
     train = ["The lungs are clear.", "The heart is enlarged.", "There is scoliosis."]
-    judged = table.Judged(references, generated, [table.truth_of(r) for r in references], FINDINGS, train)
+    truths = [table.truth_of(r) for r in references]
+    judged = table.Judged(references, generated, truths, FINDINGS, train, outlined=truths)
     return judged, rows
 
 
@@ -273,6 +274,7 @@ def test_it_renders_the_tables_and_the_worst_study_with_its_films(page):
     (head,) = page.texts("#settings")
     assert head == "score x.jsonl · studies 5"
     assert [t for t in page.texts("#scores tr:first-child td:first-child") if t == "system"] == ["system"] * 4
+    assert page.texts("#scores tr.outline td:first-child") == ["outline"]  # its findings alone are scored
     written_f1 = page.js("data.writers.all.system.findings.micro_f1[0].toFixed(3)")
     assert any(text.startswith(written_f1) for text in page.texts("#scores tr.system td"))
     assert page.study() == "two" and len(page.listed()) == len(TEXTS)

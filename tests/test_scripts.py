@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from llamaxr import checkpoint
 from llamaxr.errors import one_line_errors
-from tests.conftest import lay_out_phantoms
+from tests.conftest import lay_out_phantoms, short_run, untimed
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -50,10 +50,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def options(root):
-    return ["--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache",
-            "--device", "cpu", "--steps", 6,
-            "--batch", 4, "--val-every", 3, "--val-studies", 4, "--max-report-tokens", 30, "--n-samples", 1,
-            "--warmup", 2]  # fmt: skip
+    return [*short_run(root), "--batch", 4, "--val-studies", 4]
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +88,7 @@ def one_error(err: str) -> str:
 
 
 def metrics(run):
-    """The lines of metrics.jsonl, without what a clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+    return untimed(run / "metrics.jsonl")
 
 
 def start(script, *argv):
