@@ -41,6 +41,7 @@ from llamaxr.run import (
     see_studies,
     settle,
 )
+from llamaxr.wording import typical
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw8bit": AdamW8bit}
 
@@ -89,6 +90,12 @@ def main(argv: list[str] | None = None) -> None:
     options = replace(options, steps=n_steps(options, len(train)))
     # The longest reports are shown: they have findings to be right or wrong about.
     shown = sorted(val, key=lambda pair: -len(pair[1].report))[: options.n_samples]
+    if options.wording == "typical":
+        own = [s.report for _, s in train + val]
+        with progress_bar() as show:
+            texts = distributed.from_main(lambda: typical(own, own[: len(train)], progress=show))
+        reworded = [(f, replace(s, report=text)) for (f, s), text in zip(train + val, texts, strict=True)]
+        train, val = reworded[: len(train)], reworded[len(train) :]
 
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adapters = [p for name, p in learning.items() if "lora_" in name]

@@ -103,12 +103,13 @@ def show(split: str, label: str, result: dict) -> None:
 
     print(f"\n{split}, {label}: {result['studies']} studies ({result['left_out']} left out), "
           f"{result['seconds']} s, sides {result['sides_right']} of {result['sides_asserted']}")  # fmt: skip
-    print(f"{'':28s}{'n':>5s}{'right':>7s}{'missed':>8s}{'invented':>10s}  "
+    print(f"{'':28s}{'n':>5s}{'found':>7s}{'missed':>8s}{'invented':>10s}  "
           f"{'precision':22s}{'recall':22s}F1")  # fmt: skip
     rows = result["findings"]["per_class"]
     for name in CLASSES:
         row = rows[name]
-        print(f"{name:28s}{row['tp'] + row['fn']:5d}{row['tp']:7d}{row['fn']:8d}{row['fp']:10d}  "
+        found, missed = row["right"] + row["wrong_side"], row["missed"]
+        print(f"{name:28s}{found + missed:5.0f}{found:7.0f}{missed:8.0f}{row['invented']:10.0f}  "
               + "".join(f"{number(row, x):22s}" for x in ("precision", "recall", "f1")))  # fmt: skip
     few = f"the {len(result['frequent']['names'])} of {ENOUGH} studies or more"
     for title, scores in (("nineteen findings", result["findings"]), (few, result["frequent"]),

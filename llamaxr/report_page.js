@@ -32,10 +32,12 @@ function options(values, words = (value) => value) {
 
 // Tables
 
-function cell([value, low, high], is_count) {
-  const shown = is_count ? String(value) : value.toFixed(3);
-  if (low === undefined) return el("td", {}, shown);
-  return el("td", {}, shown, el("small", {}, `${low.toFixed(3)}–${high.toFixed(3)}`));
+function interval([low, high], digits) {
+  return el("small", {}, `${low.toFixed(digits)}–${high.toFixed(digits)}`);
+}
+
+function cell([value, ...ends], digits = 3) {
+  return el("td", {}, value.toFixed(digits), interval(ends, digits));
 }
 
 function table(title, heads, rows) {
@@ -48,12 +50,10 @@ function showTables() {
   const writers = data.writers[$("group").value];
   $("scores").replaceChildren(...Object.entries(data.blocks).map(([block, [title, names]]) => {
     const shown = names.filter((name) => name in writers.system[block]);
-    const known = Object.entries(writers).filter(([, scores]) => block in scores); // an outline: findings alone
+    // an outline has findings alone, and swapping changes nothing of the reports themselves
+    const known = Object.entries(writers).filter(([, scores]) => block in scores);
     const rows = known.map(([writer, scores]) => {
-      const cells = shown.map((name) => {
-        const value = scores[block][name]; // swapping does not change what the reports themselves are
-        return cell(block === "reports" ? [value[0]] : value, name === "distinct");
-      });
+      const cells = shown.map((name) => cell(scores[block][name], name === "distinct" ? 0 : 3));
       return el("tr", { class: writer }, el("td", {}, writer), ...cells);
     });
     return table(title, shown.map((name) => name.replaceAll("_", "-")), rows);
@@ -62,15 +62,18 @@ function showTables() {
 }
 
 function findingsTable() {
-  const rows = Object.entries(data.per_class).map(([name, c]) => {
-    const counts = [c.tp - c.wrong_side, c.wrong_side, c.fn, c.fp].map((n, i) => {
-      if (!n || !data.names.includes(name)) return el("td", {}, String(n));
-      const go = () => choose(name, data.outcomes[i]);
-      return el("td", {}, el("button", { title: "show these studies", onclick: go }, String(n)));
+  const rates = ["precision", "recall", "f1"];
+  const rows = Object.entries(data.per_class).map(([name, of]) => {
+    const counts = data.outcomes.map((outcome) => {
+      const key = outcome.replace(" ", "_"), shown = interval(of.intervals[key], 0);
+      if (!of[key] || !data.names.includes(name)) return el("td", {}, String(of[key]), shown);
+      const go = () => choose(name, outcome);
+      return el("td", {}, el("button", { title: "show these studies", onclick: go }, String(of[key])), shown);
     });
-    return el("tr", {}, el("td", {}, name), ...counts, cell([c.f1, ...c.intervals.f1]));
+    const cells = rates.map((rate) => cell([of[rate], ...of.intervals[rate]]));
+    return el("tr", {}, el("td", {}, name), ...counts, ...cells);
   });
-  return table("The system's findings: studies", [...data.outcomes, "F1"], rows);
+  return table("The system's findings: studies", [...data.outcomes, ...rates], rows);
 }
 
 // Gallery

@@ -26,6 +26,7 @@ from .writing import merge_for_writing, packs_in_16_bits
 HOME = Path(__file__).resolve().parent.parent
 RUNS, CACHE = HOME / "runs", HOME / "cache"
 TINY_BASE, DEMO = Path(__file__).parent / "assets" / "tiny-llama", Path(__file__).parent / "assets" / "demo"
+WORDINGS = ("own", "typical")
 DATA = ("sample", "iu_xray", "mimic_cxr", "csv")
 LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already: 5.7 GB instead of 16
 
@@ -35,8 +36,8 @@ LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already
 # 195 steps, and that 2e-4 does (--recipe paper --lr 2e-4).
 RECIPES: dict[str, dict] = {
     "ours": {
-        "outline": True, "outline_share": 0.2, "batch": 8, "lr": 5e-4, "epochs": 3.0, "steps": 0,
-        "val_every": 100,
+        "outline": True, "outline_share": 0.2, "wording": "typical", "batch": 8, "lr": 5e-4, "epochs": 3.0,
+        "steps": 0, "val_every": 100,
     },
     "paper": {
         "bridge": "scores", "vision": "densenet121-res224-all", "rank": 16, "lora_alpha": 16.0, "lr": 2e-6,
@@ -91,6 +92,12 @@ class TrainOptions:
         "with --outline: this share of the steps, the first, learn the outline alone: to look, then to talk",
         at_least=0, at_most=1,
     )  # fmt: skip
+    wording: str = option(
+        "own",
+        "what is learned of a report: its own words, or its findings in the words in which most reports "
+        "tell such (recipe ours; llamaxr/wording.py)",
+        choices=WORDINGS,
+    )
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(16.0, "LoRA's scale: adapters are multiplied by alpha / rank", above=0)
     optimizer: str = option(

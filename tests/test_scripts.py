@@ -329,7 +329,7 @@ def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
         assert f"\n{who} " in said
         value, low, high = results["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"]
         assert 0 <= low <= value <= high <= 1
-    assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1]
+    assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1, 1, 1]
     assert results["groups"]["all"]["writers"]["outline"].keys() == {"findings", "per_class"}
     assert all(line in said for line in results["in_words"]) and len(results["in_words"]) == 3
     lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]

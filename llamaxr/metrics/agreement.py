@@ -13,6 +13,7 @@ from .bootstrap import bootstrap
 from .findings import FINDINGS, NO_FINDING
 
 OUTCOMES = RIGHT, WRONG_SIDE, MISSED, INVENTED = ("right", "wrong side", "missed", "invented")
+RATES = ("precision", "recall", "f1")
 # Findings of a study: their names, or a mapping of the names to their sides.
 Findings = Collection[str] | Mapping[str, frozenset[str]]
 
@@ -39,9 +40,9 @@ def score(truths: Sequence[Findings], said: Sequence[Findings], names: Sequence[
 
     Returns, with x each of precision, recall, f1: micro_x (all decisions pooled), macro_x (the mean over
     classes), example_x (the mean over studies); intervals: name -> [low, high] of each of these; and
-    per_class: name -> the counts tp (both name it, wrong_side of them on the wrong side), fn (missed), fp
-    (invented), the three x, and their intervals. per_class has a row of NO_FINDING, which the means leave out
-    unless names holds it: silence earns nothing, so a writer of normal reports alone has precision 0.
+    per_class: name -> how many were right, wrong_side, missed and invented, the three x, and the intervals of
+    all seven; what is on the wrong side counts as found. per_class has a row of NO_FINDING, which the means
+    leave out unless names holds it: silence earns nothing, a writer of normal reports alone has precision 0.
 
     Where a ratio is 0/0 it is 0. Classes and studies in which nothing is true or said say nothing, and
     macro_x and example_x leave them out. ValueError for lists of unequal length.
@@ -75,30 +76,33 @@ def score_of(codes: np.ndarray, names: Sequence[str], n_resamples: int = 1000) -
     counts = (codes[..., None] == np.arange(1, 1 + len(OUTCOMES))).view(np.uint8)  # (study, class, outcome)
 
     def rates(sums: np.ndarray) -> np.ndarray:
-        """From sums of counts (r, k) to micro and macro means, then the rates of each class: (r, 6 + 3 k)."""
+        """From sums of counts (r, k) to micro and macro means, then each class's outcomes and rates."""
         classes = sums.reshape(len(sums), len(rows), len(OUTCOMES))
         each = _rates(classes)  # (r, class, 3)
         scored = classes[:, : len(names)].any(2)[..., None]  # (r, class, 1)
         macro = _ratio((each[:, : len(names)] * scored).sum(1), scored.sum(1))
-        return np.hstack([_rates(classes[:, : len(names)].sum(1)), macro, each.reshape(len(sums), -1)])
+        own = np.concatenate([classes, each], axis=2)  # (r, class, 7)
+        micro = _rates(classes[:, : len(names)].sum(1))
+        return np.hstack([micro, macro, own.reshape(len(sums), -1)])  # (r, 6 + 7 classes)
 
     table = bootstrap(counts.reshape(n, len(rows) * len(OUTCOMES)), rates, n_resamples).tolist()
     own = pooled(codes, names)  # (study, outcome)
     example = np.hstack([_rates(own), own.any(1, keepdims=True)])
     table[6:6] = bootstrap(example, lambda sums: _ratio(sums[:, :3], sums[:, 3:]), n_resamples).tolist()
-    ratios = ("precision", "recall", "f1")
-    heads = [f"{mean}_{x}" for mean in ("micro", "macro", "example") for x in ratios]
-    result = {head: value for head, (value, _, _) in zip(heads, table, strict=False)}
-    result["intervals"] = {head: interval for head, (_, *interval) in zip(heads, table, strict=False)}
-    result["per_class"] = {}
-    for i, name in enumerate(rows):
-        right, wrong_side, fn, fp = counts[:, i].sum(0).astype(int).tolist()
-        line = {"tp": right + wrong_side, "wrong_side": wrong_side, "fn": fn, "fp": fp}
-        mine = table[len(heads) + 3 * i :][:3]
-        line |= {x: value for x, (value, _, _) in zip(ratios, mine, strict=True)}
-        line["intervals"] = {x: interval for x, (_, *interval) in zip(ratios, mine, strict=True)}
-        result["per_class"][name] = line
-    return result
+    heads = [f"{mean}_{x}" for mean in ("micro", "macro", "example") for x in RATES]
+    columns = [*(outcome.replace(" ", "_") for outcome in OUTCOMES), *RATES]
+    lines = table[len(heads) :]
+    each = {name: _named(columns, lines[len(columns) * i :]) for i, name in enumerate(rows)}
+    return {**_named(heads, table), "per_class": each}
+
+
+def _named(heads: Sequence[str], lines: list[list[float]]) -> dict:
+    """The first of lines (value, low, high) by their names: name -> value, intervals: name -> [low, high]."""
+    own = dict(zip(heads, lines, strict=False))
+    return {
+        **{head: value for head, (value, _, _) in own.items()},
+        "intervals": {head: interval for head, (_, *interval) in own.items()},
+    }
 
 
 def _rows(names: Sequence[str]) -> list[str]:

@@ -6,11 +6,11 @@ report of the training study whose image is most alike; and, for the model itsel
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .overlap import lcs, places, stems, tokenize
+from .overlap import Together, stems, tokenize
 
 
 def constant_report(
@@ -20,6 +20,7 @@ def constant_report(
     seed: int = 0,
     n_changes: int = 2500,
     n_sentences: int = 150,
+    fits: Callable[[str], bool] = lambda text: True,
 ) -> str:
     """One report, of training sentences, found by search to score a high mean ROUGE-L when written for all.
 
@@ -27,20 +28,20 @@ def constant_report(
     drawn at random. It then tries n_changes drawn changes one after the other and keeps each that helps: one
     of the n_sentences most frequent training sentences put in or put for another, or a sentence left out. Of
     equal reports the earlier stays, so with nothing to gain, or no references, it is the most frequent one.
-    There must be a training report. references should be the validation split's, never those to be scored.
+    Only what fits is chosen; among the candidates there must be a report that does. references should be the
+    validation split's, never those to be scored.
     """
     assert train_reports and n_candidates >= 2
     rng = np.random.default_rng(seed)
     half = min(n_candidates // 2, len(train_reports))
     frequent = [text for text, _ in Counter(train_reports).most_common(half)]
     drawn = [train_reports[i] for i in rng.choice(len(train_reports), half, replace=False)]
-    candidates = dict.fromkeys(frequent + drawn)  # in order, each once
-    truths = [stems(tokenize(text)) for text in references]
-    truths = [(places(words), len(words)) for words in truths if words]
+    candidates = filter(fits, dict.fromkeys(frequent + drawn))  # in order, each once
+    truths = [words for words in (stems(tokenize(text)) for text in references) if words]
+    together = Together(truths) if truths else None
 
     def value(text: str) -> float:  # ROUGE-L, summed: overlap.rouge_l with the references read once
-        said = stems(tokenize(text))
-        return sum(2 * lcs(bits, n, said) / (n + len(said)) for bits, n in truths) if said else 0.0
+        return together.f_measures(stems(tokenize(text))).sum() if truths else 0.0
 
     best = max(candidates, key=value)
     score, report = value(best), _sentences(best)
@@ -55,7 +56,7 @@ def constant_report(
             report[:at] + [new] + report[at + 1 :],
             report[:at] + report[at + 1 :],
         ][rng.integers(3)]
-        if (now := value(" ".join(changed))) > score:
+        if (now := value(" ".join(changed))) > score and fits(" ".join(changed)):
             best, score, report = " ".join(changed), now, changed
     return best
 

@@ -13,7 +13,7 @@ study i, given j's images, what it wrote for j. So the test costs no generation,
 it. It is done in several seeded orders; shown are the mean over them, and their lowest and highest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ OUTLINE = "outline"
 BLOCKS = {
     "llama_xr": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"),
     "coco": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "meteor"),
-    "findings": ("micro_precision", "micro_recall", "micro_f1", "macro_f1", "example_f1"),
+    "findings": tuple(f"{mean}_{rate}" for mean in ("micro", "macro", "example") for rate in agreement.RATES),
     "reports": ("distinct", "distinct_share", "mean_words", "verbatim_in_train"),
 }
 
@@ -122,10 +122,9 @@ class Scorer:
             values = bootstrap(counts[rows], function.scores, n_resamples).tolist()
             blocks[block] = dict(zip(names, values, strict=True))
         found = self.findings(measured["outcomes"][rows], n_resamples)
-        variety = overlap.variety(measured["texts"][rows], self.train_texts)
+        blocks["reports"] = overlap.variety(measured["texts"][rows], self.train_texts, n_resamples)
         if not self.judged.train_reports:
-            del variety["verbatim_in_train"]
-        blocks["reports"] = {name: [value] for name, value in variety.items()}
+            del blocks["reports"]["verbatim_in_train"]
         return {**blocks, **found}
 
     def findings(self, outcomes: np.ndarray, n_resamples: int = 1000) -> dict:
@@ -136,9 +135,12 @@ class Scorer:
 
 
 def spread(blocks: list[dict]) -> dict:
-    """Several seeded swaps -> the mean over them of each score, its lowest and its highest."""
+    """Several seeded swaps -> the mean over them of each score, its lowest and its highest. Swapping changes
+    nothing of the reports themselves."""
     result = {}
     for block, names in BLOCKS.items():
+        if block == "reports":
+            continue
         values = {name: [b[block][name][0] for b in blocks] for name in names if name in blocks[0][block]}
         result[block] = {name: [sum(v) / len(v), min(v), max(v)] for name, v in values.items()}
     return result
@@ -236,31 +238,37 @@ def titles(compat: bool = False) -> dict[str, str]:
 
 
 def as_text(table: dict, compat: bool = False) -> str:
-    """The table for a terminal: a block a convention and group, a line a writer, scores with intervals."""
-    lines, title = [], titles(compat)
+    """The table for a terminal: of each group a column a writer and a line a score, with its interval."""
+    lines, title = (
+        [f"Value [95% interval]; swapped: mean [lowest, highest] of {N_SWAPS} orders."],
+        titles(compat),
+    )
     for group, part in table.items():
+        lines += [f"\n{group}, {part['studies']} studies", _line("", part["writers"])]
         for block, names in BLOCKS.items():
-            shown = [n for n in names if n in part["writers"][SYSTEM][block]]
-            lines += [f"\n{group}, {part['studies']} studies. {title[block]}"]
-            lines += [f"{'':10s}" + "".join(f"{n.replace('_', '-'):>23s}" for n in shown)]
-            for writer, blocks in part["writers"].items():
-                if block not in blocks:
-                    continue
-                cells = [_cell(blocks[block][n]) for n in shown]
-                lines.append(f"{writer:10s}" + "".join(f"{cell:>23s}" for cell in cells))
-    head = f"{'':26s}{'right':>7s}{'wrong side':>12s}{'missed':>8s}{'invented':>10s}{'F1':>23s}"
-    lines += ["\nall, the system's findings", head]
-    for name, c in table["all"]["writers"][SYSTEM]["per_class"].items():
-        f1 = _cell([c["f1"], *c["intervals"]["f1"]])
-        right = c["tp"] - c["wrong_side"]
-        lines.append(f"{name:26s}{right:7d}{c['wrong_side']:12d}{c['fn']:8d}{c['fp']:10d}{f1:>23s}")
+            lines.append(title[block])
+            for name in names:
+                found = [blocks.get(block, {}).get(name) for blocks in part["writers"].values()]
+                if any(found):
+                    digits = 0 if name == "distinct" else 3
+                    lines.append(_line("  " + name.replace("_", "-"), [_cell(v, digits) for v in found]))
+    heads = [*(outcome.replace(" ", "_") for outcome in agreement.OUTCOMES), *agreement.RATES]
+    lines += ["\nall, the system's findings", _line("", [head.replace("_", " ") for head in heads])]
+    for name, of in table["all"]["writers"][SYSTEM]["per_class"].items():
+        digits = {head: 3 if head in agreement.RATES else 0 for head in heads}
+        lines.append(_line(name, [_cell([of[h], *of["intervals"][h]], digits[h]) for h in heads]))
     return "\n".join([*lines, "", *plain_words(table)])
 
 
-def _cell(value: list[float]) -> str:
-    if len(value) == 1:
-        return f"{value[0]:.3f}" if isinstance(value[0], float) else str(value[0])
-    return f"{value[0]:.3f} [{value[1]:.3f},{value[2]:.3f}]"
+def _line(name: str, cells: Iterable[str]) -> str:
+    return (f"{name:22s}" + "".join(f"{cell:>22s}" for cell in cells)).rstrip()
+
+
+def _cell(value: list[float] | None, digits: int) -> str:
+    """A score and its interval; nothing for one that its writer does not have."""
+    if value is None:
+        return ""
+    return "{:.{d}f} [{:.{d}f},{:.{d}f}]".format(*value, d=digits)
 
 
 def truth_of(reference: str, known: frozenset[str] | None = None) -> dict[str, frozenset[str]]:

@@ -14,9 +14,8 @@ SAID = [frozenset({"effusion"}), frozenset({"nodule"}), frozenset({"device", "ef
 
 def test_scores_equal_those_counted_by_hand():
     got = score(TRUTH, SAID)
-    counts = {
-        name: tuple(line[k] for k in ("tp", "fn", "fp", "f1")) for name, line in got["per_class"].items()
-    }
+    shown = ("right", "missed", "invented", "f1")
+    counts = {name: tuple(line[k] for k in shown) for name, line in got["per_class"].items()}
     assert counts["effusion"] == (1, 0, 1, 2 / 3)
     assert counts["nodule"] == (0, 1, 1, 0.0)
     assert counts["device"] == (1, 0, 0, 1.0)
@@ -54,6 +53,9 @@ def test_every_number_has_an_interval_around_it_and_is_json():
     for line in (got, *got["per_class"].values()):
         for head, (low, high) in line["intervals"].items():
             assert low <= line[head] <= high
+        assert set(line) - {"intervals", "per_class"} == set(line["intervals"])
+    right = got["per_class"]["effusion"]["intervals"]["right"]
+    assert right == pytest.approx([20 - 1.96 * (60 * 2 / 9) ** 0.5, 20 + 1.96 * (60 * 2 / 9) ** 0.5], abs=1)
     assert got["intervals"]["micro_f1"][0] < got["intervals"]["micro_f1"][1]
 
 
@@ -63,14 +65,14 @@ def test_silence_earns_nothing():
     for got in (silent, empty):
         assert got["micro_precision"] == got["micro_recall"] == got["micro_f1"] == got["macro_f1"] == 0.0
         assert got["example_f1"] == 0.0 and got["per_class"].keys() == set(CLASSES)
-    assert silent["per_class"][NO_FINDING]["tp"] == 1  # shown, and not in the means
+    assert silent["per_class"][NO_FINDING]["right"] == 1  # shown, and not in the means
 
 
 def test_no_finding_enters_the_means_where_it_is_asked_for():
     got = score([frozenset()], [frozenset()], CLASSES)
     assert got["micro_f1"] == got["macro_f1"] == got["example_f1"] == 1.0
     other = score([frozenset({"other"})], [frozenset()], CLASSES)
-    assert other["per_class"][NO_FINDING]["fp"] == 1
+    assert other["per_class"][NO_FINDING]["invented"] == 1
 
 
 def test_a_tally_keeps_what_became_of_each_class_of_each_study_in_a_byte():
@@ -94,4 +96,4 @@ def test_a_study_is_told_finding_by_finding():
     }  # fmt: skip
     assert outcomes(truth, said) == told
     line = score([truth], [said])["per_class"]["pneumothorax"]
-    assert (line["tp"], line["wrong_side"], line["fn"], line["fp"]) == (1, 1, 0, 0)
+    assert [line[what] for what in ("right", "wrong_side", "missed", "invented", "recall")] == [0, 1, 0, 0, 1]

@@ -112,8 +112,21 @@ def test_without_wordnet_there_is_no_meteor_rather_than_a_zero():
 
 def test_variety_counts_texts_whatever_their_white_space():
     got = variety(texts(["a b.", "a  b.", "c d e"]), texts(["a b.\n", "x"]))
-    assert got == {"distinct": 2, "distinct_share": 2 / 3, "mean_words": 7 / 3, "verbatim_in_train": 2 / 3}
-    assert set(variety(texts([]), texts(["a"])).values()) == {0}
+    values = {name: value for name, (value, _, _) in got.items()}
+    assert values == {"distinct": 2, "distinct_share": 2 / 3, "mean_words": 7 / 3, "verbatim_in_train": 2 / 3}
+    assert all(value == [0, 0, 0] for value in variety(texts([]), texts(["a"])).values())
+
+
+def test_the_interval_of_the_distinct_holds_their_number_in_other_samples_of_the_same_writer():
+    rng = np.random.default_rng(0)
+    draw = lambda: texts(map(str, rng.geometric(0.02, 300)))  # some texts often, many once
+    expected, held = np.mean([len(np.unique(draw()[:, 0])) for _ in range(500)]), 0
+    for _ in range(200):
+        _, low, high = variety(draw(), texts([]), n_resamples=0)["distinct"]
+        held += low <= expected <= high
+    assert held >= 190  # the jackknife's variance is an upper bound (Efron and Stein 1981)
+    assert variety(texts(["a"] * 9), texts([]))["distinct"] == [1, 1, 1]
+    assert variety(texts(map(str, range(9))), texts([]))["distinct"] == [9, 9, 9]
 
 
 def test_importing_the_module_does_not_import_nltk():
