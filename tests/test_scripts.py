@@ -326,7 +326,7 @@ def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["groups"]["all"]["studies"] == results["settings"]["studies"] == 6
     for who in ("system", "swapped", "constant", "random", "nearest"):
-        assert f"\n{who} " in said
+        assert f" {who}" in said
         value, low, high = results["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"]
         assert 0 <= low <= value <= high <= 1
     assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1, 1, 1]

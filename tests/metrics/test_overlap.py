@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llamaxr.metrics.overlap import lcs, places, rouge_l, score, scores, statistics, texts, tokenize, variety
+from llamaxr.metrics.overlap import (
+    Together,
+    lcs,
+    places,
+    rouge_l,
+    score,
+    scores,
+    statistics,
+    texts,
+    tokenize,
+    variety,
+)
 
 
 def bleu(reference, report):
@@ -133,3 +144,13 @@ def test_importing_the_module_does_not_import_nltk():
     code = "import sys, llamaxr.metrics.overlap; sys.exit('nltk' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_many_texts_at_once_score_as_each_by_itself():
+    rng = np.random.default_rng(0)
+    words = lambda: [f"w{i}" for i in rng.integers(12, size=rng.integers(1, 90))]
+    for n in (1, 2, 40):
+        known = [words() for _ in range(n)]
+        for said in [words() for _ in range(20)] + [known[0], ["never met"], []]:
+            alone = [2 * lcs(places(text), len(text), said) / (len(text) + len(said)) for text in known]
+            assert Together(known).f_measures(said) == pytest.approx(alone, abs=1e-12)
