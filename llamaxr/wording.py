@@ -1,8 +1,8 @@
 """What a report says, in the words in which most would say it.
 
 In: reports. Out: for each a text that asserts the same findings, on the same sides, put together from
-everybody's sentences so that it is as like as can be to what is written of such studies. The findings are the
-report's own (metrics/findings.py); what else it tells, of what is normal, becomes what such reports tell most.
+everybody's sentences so that it is as like as can be to what is written of such studies. The findings are
+its own (metrics/findings.py); what else it tells, of what is normal, becomes what such reports tell most.
 
 The same lungs are "clear", "well expanded and clear" or "without focal airspace disease", as the radiologist
 is used to, and no image tells who will sign. A model that learns from reports as they stand learns many hands
@@ -34,7 +34,8 @@ def typical(
 ) -> list[str]:
     """Each report in typical words: of sentences of the n_like reports of `among` whose findings are the most
     similar (Dice's coefficient; of equals, drawn ones), with ROUGE-L to those as high as n_changes tried
-    changes make it. Reports of equal findings and sides get the same text. progress(what, done, total) is called for each set of findings.
+    changes make it. Reports of equal findings and sides get the same text. progress(what, done, total): called
+    for each set of findings.
     """
     asked = {kind_of(report): report for report in reversed(reports)}  # the first of each kind
     known = np.array([[item in kind for item in ITEMS] for kind in map(kind_of, among)], np.float32)

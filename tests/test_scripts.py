@@ -112,6 +112,16 @@ def wait_for_step(run, step, seconds=60):
 # train.py
 
 
+def test_typical_words_are_learned_and_true_ones_shown(run, options, root, tmp_path):
+    call(train, *options, "--wording", "typical", "--steps", 1, "--out", tmp_path / "run")
+    before = [folder / "metrics.jsonl" for folder in (run, tmp_path / "run")]
+    own, typical = (untimed(path)[0]["val_loss"] for path in before)  # of the model as it began
+    assert own != typical
+    annotation = json.loads((root / "annotation.json").read_text())
+    (sample,) = map(json.loads, (tmp_path / "run/samples.jsonl").read_text().splitlines())
+    assert sample["reference"] in [study["report"] for study in annotation["val"]]
+
+
 def test_a_training_run_leaves_its_options_losses_samples_and_a_checkpoint(run):
     config = json.loads((run / "config.json").read_text())
     assert config["steps"] == 6 and config["data"] == "iu_xray"
