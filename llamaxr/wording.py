@@ -34,8 +34,9 @@ def typical(
 ) -> list[str]:
     """Each report in typical words: of sentences of the n_like reports of `among` whose findings are the most
     similar (Dice's coefficient; of equals, drawn ones), with ROUGE-L to those as high as n_changes tried
-    changes make it. Reports of equal findings and sides get the same text. progress(what, done, total): called
-    for each set of findings.
+    changes make it. Reports of equal findings and sides get the same text.
+
+    progress(what, done, total) is called for each set of findings.
     """
     asked = {kind_of(report): report for report in reversed(reports)}  # the first of each kind
     known = np.array([[item in kind for item in ITEMS] for kind in map(kind_of, among)], np.float32)
