@@ -11,7 +11,7 @@ The vocabulary is written with a printable letter for each byte (GPT-2's custom)
 """
 
 import json
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 
 from .errors import UserError
@@ -84,37 +84,50 @@ def ranks_and_ids(path: Path, model: dict, control: set[int]) -> tuple[dict[byte
 def joined_otherwise(ranks: dict[bytes, int], halves: dict, whole_words: bool) -> bytes | None:
     """The first piece that tiktoken might make where the list of merges does not, or None.
 
-    Both agree on a piece if joining its bytes by all earlier ranks stops at just the first halves listed:
-    then whatever neighbours make up the piece in some text are these halves, since earlier joins inside of it
-    do not depend on what stands around it. They also agree if all ways to halve it are listed (and tiktoken's
-    haste with whole words is wanted: Llama 3).
+    Alone or amid a text, joining makes a piece of just two halves, if of any: those that no earlier join
+    reaches across, since what is joined inside of a piece does not depend on what stands around it. Both agree
+    if these halves are listed, or if there are none and tiktoken's haste with whole words is wanted (Llama 3).
     """
+    made: dict[bytes, tuple[bytes, bytes]] = {}
     for piece, rank in ranks.items():
         if len(piece) == 1:
             continue
         listed = halves.get(piece, [])
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        if whole_words and all(cut in listed for cut in cuts if cut[0] in ranks and cut[1] in ranks):
-            continue
-        parts = [piece[i : i + 1] for i in range(len(piece))]
-        joins = [ranks.get(a + b, rank) for a, b in pairwise(parts)]  # of each part with the next
-        while joins and (first := min(joins)) < rank:
-            i = joins.index(first)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-            del joins[i]
-            for j in (i - 1, i):
-                if 0 <= j < len(joins):
-                    joins[j] = ranks.get(parts[j] + parts[j + 1], rank)
-        never = whole_words and not listed and len(parts) > 2  # no pair makes it, here or there
-        if not never and [tuple(parts)] != listed[:1]:
+        found = next((pair for pair in chain(listed, cuts) if _meet(*pair, rank, ranks, made)), None)
+        if found is None and whole_words:
+            continue  # no pair makes it, here or there
+        if found not in listed:
             return piece
+        made[piece] = found
     return None
+
+
+def _meet(left: bytes, right: bytes, below: int, ranks: dict[bytes, int], made: dict) -> bool:
+    """Whether the two are made, side by side, before any join of a rank below `below` reaches across.
+
+    The joins that made them are undone, the last one first, of equals the right: where the inner halves
+    together have a rank, and would have been joined by then, the two never stood side by side.
+    """
+    if not all(len(piece) == 1 or piece in made for piece in (left, right)):
+        return False
+    while True:
+        if ranks.get(left + right, below) < below:
+            return False
+        if len(left) == len(right) == 1:
+            return True
+        if ranks[left] > ranks[right]:
+            below = ranks[left]  # of equal joins the one more to the left comes first: inside of left
+            left = made[left][1]
+        else:
+            below = ranks[right] + 1  # and here the one across
+            right = made[right][0]
 
 
 def bytes_of(text: str) -> bytes:
     """What a piece of the vocabulary stands for: letter by letter; itself where a letter is no byte's."""
     try:
-        return bytes([BYTE_OF[letter] for letter in text])
+        return bytes(map(BYTE_OF.__getitem__, text))
     except KeyError:
         return text.encode()
 

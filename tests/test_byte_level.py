@@ -2,9 +2,13 @@
 
 import json
 import shutil
+from collections import Counter
+from itertools import pairwise
+from random import Random
 
 import pytest
 
+from llamaxr.byte_level import joined_otherwise
 from llamaxr.errors import UserError
 from llamaxr.tokenizer import load_tokenizer
 
@@ -71,6 +75,39 @@ def test_merges_that_tiktoken_would_join_otherwise_are_refused(folder, merges, a
     else:
         with pytest.raises(UserError, match="tokenizer.json: its merges do not make b'abc'"):
             load_tokenizer(folder)
+
+
+def plainly(ranks, halves, whole_words):
+    """byte_level.joined_otherwise by joining each piece from its bytes."""
+    for piece, rank in ranks.items():
+        parts = [piece[i : i + 1] for i in range(len(piece))]
+        while joins := [r for a, b in pairwise(parts) if (r := ranks.get(a + b, rank)) < rank]:
+            i = next(i for i, (a, b) in enumerate(pairwise(parts)) if ranks.get(a + b) == min(joins))
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) > 2 and whole_words or len(parts) == 1:
+            continue
+        if len(parts) > 2 or tuple(parts) not in halves.get(piece, []):
+            return piece
+    return None
+
+
+def test_what_is_joined_otherwise_is_found_as_by_joining_from_bytes():
+    random, seen = Random(0), Counter()
+    for _ in range(3000):
+        ranks, halves = {b"a": 0, b"b": 1}, {}
+        for _ in range(random.randint(1, 9)):
+            pair = tuple(random.choices(list(ranks), k=2))
+            if (piece := b"".join(pair)) not in ranks:
+                ranks[piece] = len(ranks)
+                halves[piece] = [pair] if random.random() < 0.9 else []
+                if random.random() < 0.3:  # as Llama 3 lists them
+                    cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+                    halves[piece] = [cut for cut in cuts if set(cut) <= ranks.keys()]
+        for whole_words in (False, True):
+            expected = plainly(ranks, halves, whole_words)
+            assert joined_otherwise(ranks, halves, whole_words) == expected, (ranks, halves)
+            seen[whole_words, expected is None] += 1
+    assert min(seen.values()) > 300 and len(seen) == 4
 
 
 def test_a_word_without_merges_is_taken_whole_only_where_merges_are_ignored(folder):
