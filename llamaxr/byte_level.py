@@ -85,8 +85,9 @@ def joined_otherwise(ranks: dict[bytes, int], halves: dict, whole_words: bool) -
     """The first piece that tiktoken might make where the list of merges does not, or None.
 
     Alone or amid a text, joining makes a piece of just two halves, if of any: those that no earlier join
-    reaches across, since what is joined inside of a piece does not depend on what stands around it. Both agree
-    if these halves are listed, or if there are none and tiktoken's haste with whole words is wanted (Llama 3).
+    reaches across, since what is joined inside of a piece does not depend on what stands around it. Both
+    agree if these halves are listed, or if there are none and tiktoken's haste with whole words is wanted
+    (Llama 3).
     """
     made: dict[bytes, tuple[bytes, bytes]] = {}
     for piece, rank in ranks.items():
