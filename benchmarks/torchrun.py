@@ -89,7 +89,7 @@ def main() -> None:
     name, what = "sample", ["--data", "sample"]
     if options.root and options.base:
         name, what = "iu_xray", ["--data", "iu_xray", "--root", str(options.root)]
-        what += ["--base", str(options.base), "--grid", "4"]
+        what += ["--base", str(options.base), "--grid", "4", "--outline-share", "0", "--wording", "own"]
     if options.cache:
         what += ["--cache", str(options.cache)]
     figures = measure(what, options.steps)
