@@ -26,7 +26,6 @@ from .writing import merge_for_writing, packs_in_16_bits
 HOME = Path(__file__).resolve().parent.parent
 RUNS, CACHE = HOME / "runs", HOME / "cache"
 TINY_BASE, DEMO = Path(__file__).parent / "assets" / "tiny-llama", Path(__file__).parent / "assets" / "demo"
-WORDINGS = ("own", "typical")
 DATA = ("sample", "iu_xray", "mimic_cxr", "csv")
 LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already: 5.7 GB instead of 16
 
@@ -96,7 +95,7 @@ class TrainOptions:
         "own",
         "what is learned of a report: its own words, or its findings in the words in which most reports "
         "tell such (recipe ours; llamaxr/wording.py)",
-        choices=WORDINGS,
+        choices=("own", "typical"),
     )
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(16.0, "LoRA's scale: adapters are multiplied by alpha / rank", above=0)

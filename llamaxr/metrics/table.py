@@ -239,10 +239,8 @@ def titles(compat: bool = False) -> dict[str, str]:
 
 def as_text(table: dict, compat: bool = False) -> str:
     """The table for a terminal: of each group a column a writer and a line a score, with its interval."""
-    lines, title = (
-        [f"Value [95% interval]; swapped: mean [lowest, highest] of {N_SWAPS} orders."],
-        titles(compat),
-    )
+    title = titles(compat)
+    lines = [f"Value [95% interval]; swapped: mean [lowest, highest] of {N_SWAPS} orders."]
     for group, part in table.items():
         lines += [f"\n{group}, {part['studies']} studies", _line("", part["writers"])]
         for block, names in BLOCKS.items():
@@ -253,9 +251,9 @@ def as_text(table: dict, compat: bool = False) -> str:
                     digits = 0 if name == "distinct" else 3
                     lines.append(_line("  " + name.replace("_", "-"), [_cell(v, digits) for v in found]))
     heads = [*(outcome.replace(" ", "_") for outcome in agreement.OUTCOMES), *agreement.RATES]
+    digits = {head: 3 if head in agreement.RATES else 0 for head in heads}
     lines += ["\nall, the system's findings", _line("", [head.replace("_", " ") for head in heads])]
     for name, of in table["all"]["writers"][SYSTEM]["per_class"].items():
-        digits = {head: 3 if head in agreement.RATES else 0 for head in heads}
         lines.append(_line(name, [_cell([of[h], *of["intervals"][h]], digits[h]) for h in heads]))
     return "\n".join([*lines, "", *plain_words(table)])
 
