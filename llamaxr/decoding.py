@@ -65,9 +65,9 @@ def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared
     dim). The first `shared` positions, the same in all rows, are read as one row and copied. A few rows are
     read at a time on a CPU: what the layers compute on the way is then used before it leaves the cache."""
     if shared:
-        one = KVCache(llama.config, 1, shared, x.device, x.dtype)
-        llama.hidden(x[:1, :shared], None, one)
-        cache.keys[:, :, :, :shared], cache.values[:, :, :, :shared] = one.keys, one.values
+        one = beginning(llama, x[:1, :shared])
+        for mine, its in zip(cache.keys + cache.values, one.keys + one.values, strict=True):
+            mine[:, :, :shared] = its
         x = x[:, shared:]
     last, n_rows = [], max(1, READ_AT_ONCE.get(x.device.type, 2**16) // x.shape[1])
     for top in range(0, len(x), n_rows):
@@ -76,6 +76,18 @@ def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared
         last.append(llama.hidden(x[rows], None if padding is None else padding[rows], part)[:, -1:])
     cache.length = part.length
     return torch.cat(last)
+
+
+def beginning(llama: Llama, x: Tensor) -> KVCache:
+    """The cache of a beginning x (1, time, dim) of prompts. Those of all studies begin with the same words: a
+    model that can no longer learn (writing.py) reads them once."""
+    kept = llama.beginning
+    if kept is None or not torch.equal(kept[0], x):
+        kept = x.clone(), KVCache(llama.config, 1, x.shape[1], x.device, x.dtype)
+        llama.hidden(x, None, kept[1])
+        if llama.head is not None:  # merged
+            llama.beginning = kept
+    return kept[1]
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

@@ -101,31 +101,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the positions already read, for all layers, in buffers of a fixed size."""
+    """Keys and values of the positions already read: for each layer a buffer of a fixed size."""
 
     def __init__(self, config: LlamaConfig, batch: int, n_positions: int, device, dtype):
-        shape = (config.n_layers, batch, config.n_kv_heads, n_positions, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (batch, config.n_kv_heads, n_positions, config.head_dim)
+        layers = range(config.n_layers)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.length = 0  # positions filled; Llama.hidden moves it once all layers have written
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (batch, n_kv_heads, time, head_dim); give all so far, (..., past + time, ...)."""
-        end = self.length + k.shape[2]
-        assert end <= self.keys.shape[3], "the cache is full"
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values, end = self.keys[layer], self.values[layer], self.length + k.shape[2]
+        assert end <= keys.shape[2], "the cache is full"
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
     def rows(self, rows: slice, length: int) -> "KVCache":
         """A cache of some of the rows, in the same memory, of which `length` positions are filled."""
         part = copy.copy(self)
-        part.keys, part.values, part.length = self.keys[:, rows], self.values[:, rows], length
+        part.keys, part.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        part.length = length
         return part
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order, repeats allowed (beam search, finished reports)."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):  # one after the other: no two whole caches at once
+                buffers[layer] = buffer[rows]
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,10 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.head: nn.Module | None = None  # the vocabulary projection in a form to write with (writing.py)
+        # Of writing alone: the vocabulary projection in a form to write with (writing.py), and the beginning
+        # that was read last, with its cache (decoding.py).
+        self.head: nn.Module | None = None
+        self.beginning: tuple[Tensor, KVCache] | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids (batch, time) -> logits (batch, time, vocab_size)."""

@@ -138,9 +138,10 @@ class LlamaXR(nn.Module):
 
 
 def shared_length(prompts: list[list[int]]) -> int:
-    """How many leading words all prompts share, images apart; 0 for one prompt, and always less than the
-    whole of one, so that each keeps a position of its own."""
-    if len(prompts) == 1:
+    """How many leading words all prompts share, up to the first image, and always less than the whole of one,
+    so that each keeps a position of its own. One prompt shares them with all that come after it; 0 where its
+    images are words."""
+    if len(prompts) == 1 and SLOT not in prompts[0]:
         return 0
     columns = zip(*prompts, strict=False)  # as many as the shortest has words
     same = itertools.takewhile(lambda words: len(set(words)) == 1 and words[0] != SLOT, columns)

@@ -5,7 +5,8 @@ the weights does. Here, therefore, nothing is dequantised again for each token a
 its layer: each weight is merged with its adapter, once, and held in 16 bits. On CUDA that is bf16. On a CPU
 that computes in fp32 it is fp16: FBGEMM's kernel widens each weight in a register on its way into an fp32
 product, half the bytes of fp32 for a rounding of 2^-11 of each weight, and activations as exact as before.
-And q, k and v, which read the same x, are one product; gate and up likewise.
+And q, k and v, which read the same x, are one product; gate and up likewise. A norm's weight, which scales
+the columns of x, scales instead the columns of the weights that read it.
 
 Nothing here learns. llama.py's Block is the form to read first; MergedBlock does the same, test by test.
 """
@@ -45,18 +46,20 @@ def linear_of(weight: Tensor, dtype: torch.dtype) -> nn.Module:
     return linear
 
 
-def merged(*layers: nn.Module, dtype: torch.dtype) -> nn.Module:
+def merged(*layers: nn.Module, dtype: torch.dtype, norm: nn.Module | None = None) -> nn.Module:
     """One linear in place of several that read the same x, each with its adapter: their outputs, end to end.
-    An NF4 base acts as it did: it is merged as it dequantises."""
+    An NF4 base acts as it did: it is merged as it dequantises. norm: whose weight scales their x."""
     weights = [layer.merged() if isinstance(layer, LoRALinear) else layer.weight for layer in layers]
-    return linear_of(torch.cat(weights), dtype)
+    weight = torch.cat(weights)  # (all out_features, in_features)
+    return linear_of(weight if norm is None else weight.float() * norm.weight.float(), dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """llama.py's RMSNorm in the fewest calls: on a CPU a call costs more than its arithmetic on one token."""
+def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
+    """llama.py's RMSNorm without its weight, in the fewest calls: on a CPU a call costs more than its
+    arithmetic on one token."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()  # (batch, time, 1)
-    return (x * inverse).to(x.dtype) * weight
+    return (x * inverse).to(x.dtype)
 
 
 class MergedBlock(nn.Module):
@@ -66,23 +69,22 @@ class MergedBlock(nn.Module):
         super().__init__()
         attention, mlp = block.self_attn, block.mlp
         self.config, self.layer = attention.config, attention.layer
-        self.attention_norm = block.input_layernorm.weight
-        self.mlp_norm = block.post_attention_layernorm.weight
-        self.eps = self.mlp_norm.new_full((1,), self.config.norm_eps, dtype=torch.float32)
-        self.qkv_proj = merged(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype)
+        norm, mlp_norm = block.input_layernorm, block.post_attention_layernorm
+        self.eps = norm.weight.new_full((1,), self.config.norm_eps, dtype=torch.float32)
+        self.qkv_proj = merged(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype, norm=norm)
         self.o_proj = merged(attention.o_proj, dtype=dtype)
-        self.gate_up_proj = merged(mlp.gate_proj, mlp.up_proj, dtype=dtype)
+        self.gate_up_proj = merged(mlp.gate_proj, mlp.up_proj, dtype=dtype, norm=mlp_norm)
         self.down_proj = merged(mlp.down_proj, dtype=dtype)
 
     def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None, packing) -> Tensor:
         batch, time, _ = x.shape
         c = self.config
-        qkv = self.qkv_proj(rms_norm(x, self.attention_norm, self.eps))
+        qkv = self.qkv_proj(rms_norm(x, self.eps))
         qkv = qkv.view(batch, time, -1, c.head_dim).transpose(1, 2)  # (batch, all heads, time, head_dim)
         qk, v = qkv.split((c.n_heads + c.n_kv_heads, c.n_kv_heads), dim=1)
         q, k = rotate(qk, *rope).split((c.n_heads, c.n_kv_heads), dim=1)
         x = x + self.o_proj(attend(self.layer, q, k, v, mask, cache, packing))  # (batch, time, dim)
-        gate_up = self.gate_up_proj(rms_norm(x, self.mlp_norm, self.eps))
+        gate_up = self.gate_up_proj(rms_norm(x, self.eps))
         gate, up = gate_up.chunk(2, dim=-1)  # (batch, time, ffn_dim) each
         return x + self.down_proj(F.silu(gate).mul_(up))
 

@@ -96,13 +96,19 @@ def test_the_packed_row_holds_the_common_beginning_once(model):
 
 
 @pytest.mark.parametrize(
-    "prompts", [[[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 2, 4, 5]], [[1, 2, SLOT, 7], [1, 2, SLOT, 7]]]
+    "prompts",
+    [
+        [[1, 2, 3], [1, 2, 3]],
+        [[1, 2, 3], [1, 2, 4, 5]],
+        [[1, 2, SLOT, 7], [1, 2, SLOT, 7]],
+        [[1, 2, SLOT, 7]],
+    ],
 )
 def test_what_prompts_share_ends_before_an_image_and_leaves_each_a_word(prompts):
     assert shared_length(prompts) == 2
 
 
-def test_one_prompt_shares_nothing():
+def test_one_prompt_whose_images_are_words_shares_nothing():
     assert shared_length([[1, 2, 3]]) == 0
 
 

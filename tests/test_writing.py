@@ -78,6 +78,28 @@ def test_it_writes_the_same_text(packs, in_4_bits):
     assert (generate(llama, x, None, (99,), 12), beam_search(llama, x, None, (99,), 6, 3)) == plain
 
 
+@torch.inference_mode()
+def test_the_words_that_all_prompts_begin_with_are_read_once(packs, monkeypatch):
+    llama = trained()
+    merge_for_writing(llama)
+    x = llama.embed(torch.randint(0, 99, (3, 9)))
+    x[:, :5] = x[0, :5]
+    plain = [generate(llama, row[None], None, (99,), 12)[0] for row in x]
+    read, hidden = [], llama.hidden
+    monkeypatch.setattr(llama, "hidden", lambda x, *how: read.append(x.shape[1]) or hidden(x, *how))
+    assert [generate(llama, row[None], None, (99,), 12, shared=5)[0] for row in x] == plain
+    assert read.count(5) == 1 and read.count(4) == 3
+    other = llama.embed(torch.randint(0, 99, (1, 9)))
+    assert generate(llama, other, None, (99,), 12, shared=5) == generate(llama, other, None, (99,), 12)
+
+
+@torch.inference_mode()
+def test_a_model_that_may_learn_keeps_nothing_of_what_it_read():
+    llama = trained()
+    generate(llama, llama.embed(torch.randint(0, 99, (2, 9))), None, (99,), 2, shared=3)
+    assert llama.beginning is None
+
+
 def test_in_bf16_it_stays_bf16():
     llama = trained(in_4_bits=False).to(torch.bfloat16)
     ids = torch.randint(0, 99, (2, 9))
@@ -108,4 +130,4 @@ def test_the_estimate_of_what_writing_takes_is_what_it_takes(packs):
     pieces = max(3 * 2 * config.ffn_dim, config.vocab_size) * config.dim * 4
     needs = memory.writing_needs(config, torch.float32, 2 if packs else 4, rows=5, time=11)
     assert sum(isinstance(m, MergedBlock) for m in llama.modules()) == 3
-    assert needs == held + cache.keys.nbytes + cache.values.nbytes + pieces
+    assert needs == held + sum(part.nbytes for part in cache.keys + cache.values) + pieces
