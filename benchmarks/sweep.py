@@ -50,17 +50,8 @@ def main() -> None:
             setting = [word for key, value in SETTINGS[name].items() for word in (f"--{key}", value)]
             data = ["--data", "iu_xray", "--root", given.root, *cache]
             models = ["--base", given.base, "--vision", given.vision, "--dtype", "bf16"]
-            # an outline is the same in all wordings
-            steps = [
-                "--steps",
-                given.steps,
-                "--outline-share",
-                1,
-                "--wording",
-                "own",
-                "--val-every",
-                given.steps,
-            ]
+            steps = ["--steps", given.steps, "--val-every", given.steps]
+            steps += ["--outline-share", 1, "--wording", "own"]  # an outline is the same in all wordings
             run("train.py", *data, *models, *steps, "--n-samples", 0, "--out", f"{folder}/run", *setting)
             judge = ["--split", "val", "--limit", given.limit, "--batch", given.limit, "--max-tokens", 32]
             run("eval.py", "--run", f"{folder}/run", *judge)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .metrics.baselines import constant_report
-from .metrics.findings import FINDINGS, locate
+from .metrics.findings import FINDINGS
+from .metrics.table import truth_of
 
 Kind = frozenset[tuple[str, str]]  # (finding, "") and (finding, side) of all that a report asserts
 ITEMS = [(name, side) for name in FINDINGS for side in ("", "left", "right")]
@@ -38,12 +39,13 @@ def typical(
 
     progress(what, done, total) is called for each set of findings.
     """
-    asked = {kind_of(report): report for report in reversed(reports)}  # the first of each kind
-    known = np.array([[item in kind for item in ITEMS] for kind in map(kind_of, among)], np.float32)
+    kinds = [kind_of(report) for report in reports]
+    asked = dict(zip(reversed(kinds), reversed(reports), strict=True))  # the first of each kind
+    known = np.array([_as_row(kind_of(report)) for report in among], np.float32)
     order = np.random.default_rng(seed).permutation(len(among))
     texts = {}
     for done, (kind, own) in enumerate(asked.items(), 1):
-        wanted = np.array([item in kind for item in ITEMS], np.float32)
+        wanted = np.array(_as_row(kind), np.float32)
         both, either = known @ wanted, known.sum(1) + wanted.sum()
         alike = np.where(either, 2 * both / np.maximum(either, 1), 1)  # (among,); nothing is like nothing
         like = [among[i] for i in order[np.argsort(-alike[order], kind="stable")[:n_like]]]
@@ -51,10 +53,13 @@ def typical(
         texts[kind] = constant_report([own, *like], like, seed=seed, n_changes=n_changes, fits=says_the_same)
         if progress:
             progress("finding typical words", done, len(asked))
-    return [texts[kind_of(report)] for report in reports]
+    return [texts[kind] for kind in kinds]
 
 
 def kind_of(report: str) -> Kind:
     """The findings that a report asserts, each with its sides."""
-    found = {name: sides for name, sides in locate(report).items() if name in FINDINGS}
-    return frozenset((name, side) for name, sides in found.items() for side in ("", *sides))
+    return frozenset((name, side) for name, sides in truth_of(report).items() for side in ("", *sides))
+
+
+def _as_row(kind: Kind) -> list[bool]:
+    return [item in kind for item in ITEMS]

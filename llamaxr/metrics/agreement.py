@@ -14,6 +14,7 @@ from .findings import FINDINGS, NO_FINDING
 
 OUTCOMES = RIGHT, WRONG_SIDE, MISSED, INVENTED = ("right", "wrong side", "missed", "invented")
 RATES = ("precision", "recall", "f1")
+COLUMNS = (*(outcome.replace(" ", "_") for outcome in OUTCOMES), *RATES)  # of a class
 # Findings of a study: their names, or a mapping of the names to their sides.
 Findings = Collection[str] | Mapping[str, frozenset[str]]
 
@@ -90,9 +91,8 @@ def score_of(codes: np.ndarray, names: Sequence[str], n_resamples: int = 1000) -
     example = np.hstack([_rates(own), own.any(1, keepdims=True)])
     table[6:6] = bootstrap(example, lambda sums: _ratio(sums[:, :3], sums[:, 3:]), n_resamples).tolist()
     heads = [f"{mean}_{x}" for mean in ("micro", "macro", "example") for x in RATES]
-    columns = [*(outcome.replace(" ", "_") for outcome in OUTCOMES), *RATES]
     lines = table[len(heads) :]
-    each = {name: _named(columns, lines[len(columns) * i :]) for i, name in enumerate(rows)}
+    each = {name: _named(COLUMNS, lines[len(COLUMNS) * i :]) for i, name in enumerate(rows)}
     return {**_named(heads, table), "per_class": each}
 
 

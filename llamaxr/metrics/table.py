@@ -250,11 +250,10 @@ def as_text(table: dict, compat: bool = False) -> str:
                 if any(found):
                     digits = 0 if name == "distinct" else 3
                     lines.append(_line("  " + name.replace("_", "-"), [_cell(v, digits) for v in found]))
-    heads = [*(outcome.replace(" ", "_") for outcome in agreement.OUTCOMES), *agreement.RATES]
-    digits = {head: 3 if head in agreement.RATES else 0 for head in heads}
-    lines += ["\nall, the system's findings", _line("", [head.replace("_", " ") for head in heads])]
+    digits = {head: 3 if head in agreement.RATES else 0 for head in agreement.COLUMNS}
+    lines += ["\nall, the system's findings", _line("", [head.replace("_", " ") for head in digits])]
     for name, of in table["all"]["writers"][SYSTEM]["per_class"].items():
-        lines.append(_line(name, [_cell([of[h], *of["intervals"][h]], digits[h]) for h in heads]))
+        lines.append(_line(name, [_cell([of[h], *of["intervals"][h]], n) for h, n in digits.items()]))
     return "\n".join([*lines, "", *plain_words(table)])
 
 
