@@ -11,8 +11,8 @@ The first is mostly the frontal, but not always. Two things know better, each as
 
 Of the 3405 studies with two images or more the codes contest 413, among them CXR1 (3001, 4001) and all 52
 whose images are 1001 and 4004. On simulated images (make_iu_sim.py), which draw the first as the frontal,
-this agrees with the simulated Kaggle column in 3842 of 3851 studies. Of the real column 82 studies were
-at hand (benchmarks/LOG.md): the first is the frontal in all; the codes say so of 71 and contest it in 11.
+this agrees with the simulated Kaggle column in 3842 of 3851 studies. Of the real column
+excerpts alone were at hand (benchmarks/LOG.md).
 """
 
 import math
