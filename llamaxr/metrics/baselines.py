@@ -7,6 +7,7 @@ report of the training study whose image is most alike; and, for the model itsel
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,45 +21,52 @@ def constant_report(
     seed: int = 0,
     n_changes: int = 2500,
     n_sentences: int = 150,
+    n_starts: int = 1,
+    likeness: Callable[[Together, list[str]], np.ndarray] = Together.rouge_l,
     fits: Callable[[str], bool] = lambda text: True,
 ) -> str:
     """One report, of training sentences, found by search to score a high mean ROUGE-L when written for all.
 
     The search starts from the best of n_candidates training reports, half of them the most frequent, half
-    drawn at random. It then tries n_changes drawn changes one after the other and keeps each that helps: one
-    of the n_sentences most frequent training sentences put in or put for another, or a sentence left out. Of
-    equal reports the earlier stays, so with nothing to gain, or no references, it is the most frequent one.
+    drawn at random, or from each of the n_starts best. It then tries n_changes drawn changes one after the
+    other and keeps each that helps: one of the n_sentences most frequent training sentences put in or put for
+    another, or a sentence left out. Of equal reports the earlier stays, so with nothing to gain, or no
+    references, it is the most frequent one. likeness: another score, of a report's words to each reference.
     Only what fits is chosen; among the candidates there must be a report that does. references should be the
     validation split's, never those to be scored.
     """
-    assert train_reports and n_candidates >= 2
+    assert train_reports and n_candidates >= 2 and n_starts >= 1
     rng = np.random.default_rng(seed)
     half = min(n_candidates // 2, len(train_reports))
     frequent = [text for text, _ in Counter(train_reports).most_common(half)]
     drawn = [train_reports[i] for i in rng.choice(len(train_reports), half, replace=False)]
-    candidates = filter(fits, dict.fromkeys(frequent + drawn))  # in order, each once
+    candidates = [text for text in dict.fromkeys(frequent + drawn) if fits(text)]  # in order, each once
     truths = [words for words in (stems(tokenize(text)) for text in references) if words]
-    together = Together(truths) if truths else None
+    if not truths:
+        return candidates[0]
+    together = Together(truths)
+    words_of = lru_cache(lambda sentence: stems(tokenize(sentence)))
 
-    def value(text: str) -> float:  # ROUGE-L, summed: overlap.rouge_l with the references read once
-        return together.f_measures(stems(tokenize(text))).sum() if truths else 0.0
+    def value(report: list[str]) -> float:
+        return likeness(together, [word for sentence in report for word in words_of(sentence)]).sum()
 
-    best = max(candidates, key=value)
-    score, report = value(best), _sentences(best)
-    pool = [
-        text for text, _ in Counter(s for r in train_reports for s in _sentences(r)).most_common(n_sentences)
-    ]
-    for _ in range(n_changes if truths and pool else 0):
-        at, new = int(rng.integers(len(report) + 1)), pool[rng.integers(len(pool))]
-        # one sentence in, one for another (at the end: in), or one out
-        changed = [
-            report[:at] + [new] + report[at:],
-            report[:at] + [new] + report[at + 1 :],
-            report[:at] + report[at + 1 :],
-        ][rng.integers(3)]
-        if (now := value(" ".join(changed))) > score and fits(" ".join(changed)):
-            best, score, report = " ".join(changed), now, changed
-    return best
+    pool = Counter(sentence for report in train_reports for sentence in _sentences(report))
+    pool = [sentence for sentence, _ in pool.most_common(n_sentences)]
+    ends = []
+    for report in sorted(map(_sentences, candidates), key=value, reverse=True)[:n_starts]:
+        score = value(report)
+        for _ in range(n_changes if pool else 0):
+            at, new = int(rng.integers(len(report) + 1)), pool[rng.integers(len(pool))]
+            # one sentence in, one for another (at the end: in), or one out
+            changed = [
+                report[:at] + [new] + report[at:],
+                report[:at] + [new] + report[at + 1 :],
+                report[:at] + report[at + 1 :],
+            ][rng.integers(3)]
+            if (now := value(changed)) > score and fits(" ".join(changed)):
+                score, report = now, changed
+        ends.append((score, report))
+    return " ".join(max(ends, key=lambda end: end[0])[1])
 
 
 def random_reports(train_reports: Sequence[str], n: int, seed: int) -> list[str]:

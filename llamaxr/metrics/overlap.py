@@ -15,8 +15,10 @@ NLTK is imported where it is first used: its import takes over a second.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -134,7 +136,7 @@ class Together:
     """
 
     def __init__(self, texts: Sequence[Sequence[str]]):
-        self.lengths = np.array([len(words) for words in texts])
+        self.texts, self.lengths = texts, np.array([len(words) for words in texts])
         self.starts = np.cumsum([0, *self.lengths[:-1] + 1])
         self.ones, self.bits = 0, {}
         for at, words in zip(self.starts.tolist(), texts, strict=True):
@@ -142,12 +144,33 @@ class Together:
             for word, where in places(words).items():
                 self.bits[word] = self.bits.get(word, 0) | where << at
 
-    def f_measures(self, words: Sequence[str]) -> np.ndarray:
+    def rouge_l(self, words: Sequence[str]) -> np.ndarray:
         """ROUGE-L's F-measure of the words against each of the texts: (n,)."""
         row = _last_row(self.bits, self.ones, words)
         raw = np.frombuffer(row.to_bytes(self.ones.bit_length() // 8 + 1, "little"), np.uint8)
         left = np.add.reduceat(np.unpackbits(raw, bitorder="little"), self.starts, dtype=np.int64)
         return 2 * (self.lengths - left) / (self.lengths + len(words))
+
+    def rouge_2(self, words: Sequence[str]) -> np.ndarray:
+        """ROUGE-2's F-measure, of the pairs of words that follow each other, against each text: (n,)."""
+        said = [(pair, times) for pair, times in Counter(pairwise(words)).items() if pair in self.pairs]
+        which, times = [self.pairs[pair] for pair, _ in said], np.array([n for _, n in said], np.int32)
+        both = np.minimum(self.held[which], times[:, None]).sum(0)  # (n,)
+        return 2 * both / np.maximum(self.lengths + len(words) - 2, 1)
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str], int]:
+        """The pairs of words that follow each other in any of the texts, numbered."""
+        return {pair: i for i, pair in enumerate({p for words in self.texts for p in pairwise(words)})}
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """How often each text holds each pair: (pairs, n)."""
+        held = np.zeros((len(self.pairs), len(self.texts)), np.int32)
+        for i, words in enumerate(self.texts):
+            for pair, times in Counter(pairwise(words)).items():
+                held[self.pairs[pair], i] = times
+        return held
 
 
 def _f_measure(truth: Sequence[str], said: Sequence[str]) -> float:
