@@ -56,6 +56,20 @@ def test_sentences_of_several_reports_are_put_together_and_superfluous_ones_left
     assert constant_report(train, [reference] * 3) == reference
 
 
+def test_more_starts_never_end_lower():
+    drawn = np.random.default_rng(0)
+    train = [". ".join(f"word{i} word{j}" for i, j in drawn.integers(9, size=(4, 2))) + "." for _ in range(40)]
+    value = lambda n: rouge_l(train, [constant_report(train, train, n_changes=60, n_starts=n)] * len(train))
+    assert value(1) < value(8)  # which the first of the eight is
+
+
+def test_another_likeness_is_searched_for_if_asked():
+    train = ["a b c d", "d c b a"]
+    backwards = lambda among, words: np.array([words == ["d", "c", "b", "a"]] * 2)
+    assert constant_report(train, ["a b c d"] * 2) == train[0]
+    assert constant_report(train, ["a b c d"] * 2, likeness=backwards) == train[1]
+
+
 def test_of_equal_candidates_the_more_frequent_is_taken():
     assert constant_report(["lungs clear"] + ["heart normal"] * 2, ["nodule"]) == "heart normal"
 

@@ -154,3 +154,10 @@ def test_many_texts_at_once_score_as_each_by_itself():
         for said in [words() for _ in range(20)] + [known[0], ["never met"], []]:
             alone = [2 * lcs(places(text), len(text), said) / (len(text) + len(said)) for text in known]
             assert Together(known).rouge_l(said) == pytest.approx(alone, abs=1e-12)
+
+
+def test_rouge_2_counts_each_pair_of_words_as_often_as_both_have_it():
+    among = Together(["a b a b".split(), "b c".split(), ["a"]])
+    assert among.rouge_2("a b c".split()) == pytest.approx([2 * 1 / (3 + 2), 2 * 1 / (1 + 2), 0])
+    assert among.rouge_2("a b a b a b".split()) == pytest.approx([2 * 3 / (3 + 5), 0, 0])
+    assert among.rouge_2(["a"]).tolist() == among.rouge_2([]).tolist() == [0, 0, 0]

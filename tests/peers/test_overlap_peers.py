@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llamaxr.metrics import coco, meteor15, overlap, wordnet
-from llamaxr.metrics.overlap import rouge_l
+from llamaxr.metrics.overlap import rouge_l, tokenize
 
 WORDS = (
     "The heart is enlarged normal lungs are clear hyperinflated effusion effusions opacities opacity nodules "
@@ -30,9 +30,9 @@ def rewritten(text, rng):
     return " ".join(word for w in text.split(" ") for word in changes[rng.integers(len(changes))](w))
 
 
-def test_rouge_l_equals_rouge_score_with_its_stemmer():
+def test_rouge_l_and_rouge_2_equal_rouge_score_with_its_stemmer():
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge2"], use_stemmer=True)
     rng = np.random.default_rng(0)
     references = [drawn_text(rng) for _ in range(400)]
     pairs = [(r, rewritten(r, rng) if i % 2 else drawn_text(rng)) for i, r in enumerate(references)]
@@ -46,9 +46,14 @@ def test_rouge_l_equals_rouge_score_with_its_stemmer():
         ("肺", "肺"),
     ]
     for reference, generated in pairs:
-        expected = scorer.score(reference, generated)["rougeL"].fmeasure
+        expected = scorer.score(reference, generated)
         # the same counts in both, divided in another order
-        assert rouge_l([reference], [generated]) == pytest.approx(expected, abs=1e-9), (reference, generated)
+        got = rouge_l([reference], [generated])
+        assert got == pytest.approx(expected["rougeL"].fmeasure, abs=1e-9), (reference, generated)
+        truth, said = overlap.stems(tokenize(reference)), overlap.stems(tokenize(generated))
+        if truth:
+            got = overlap.Together([truth]).rouge_2(said)
+            assert got == pytest.approx([expected["rouge2"].fmeasure], abs=1e-9), (reference, generated)
 
 
 def peer_coco(references, generated):
