@@ -58,7 +58,8 @@ def test_sentences_of_several_reports_are_put_together_and_superfluous_ones_left
 
 def test_more_starts_never_end_lower():
     drawn = np.random.default_rng(0)
-    train = [". ".join(f"word{i} word{j}" for i, j in drawn.integers(9, size=(4, 2))) + "." for _ in range(40)]
+    pair = lambda: "word{} word{}.".format(*drawn.integers(9, size=2))
+    train = [" ".join(pair() for _ in range(4)) for _ in range(40)]
     value = lambda n: rouge_l(train, [constant_report(train, train, n_changes=60, n_starts=n)] * len(train))
     assert value(1) < value(8)  # which the first of the eight is
 
