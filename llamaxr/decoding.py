@@ -66,7 +66,7 @@ def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared
     read at a time on a CPU: what the layers compute on the way is then used before it leaves the cache."""
     if shared:
         one = beginning(llama, x[:1, :shared])
-        for mine, its in zip(cache.keys + cache.values, one.keys + one.values, strict=True):
+        for mine, its in zip(cache.buffers, one.buffers, strict=True):
             mine[:, :, :shared] = its
         x = x[:, shared:]
     last, n_rows = [], max(1, READ_AT_ONCE.get(x.device.type, 2**16) // x.shape[1])

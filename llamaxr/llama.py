@@ -101,35 +101,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the positions already read: for each layer a buffer of a fixed size."""
+    """Keys and values of the positions already read: for each layer one buffer of a fixed size, (batch,
+    2 * n_kv_heads, n_positions, head_dim), the keys' heads before the values'."""
 
     def __init__(self, config: LlamaConfig, batch: int, n_positions: int, device, dtype):
-        shape = (batch, config.n_kv_heads, n_positions, config.head_dim)
-        layers = range(config.n_layers)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        shape = (batch, 2 * config.n_kv_heads, n_positions, config.head_dim)
+        self.buffers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.length = 0  # positions filled; Llama.hidden moves it once all layers have written
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v (batch, n_kv_heads, time, head_dim); give all so far, (..., past + time, ...)."""
-        keys, values, end = self.keys[layer], self.values[layer], self.length + k.shape[2]
-        assert end <= keys.shape[2], "the cache is full"
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Append keys and values kv (batch, 2 * n_kv_heads, time, head_dim); give the keys and the values of
+        all so far, (batch, n_kv_heads, n_keys, head_dim) each."""
+        buffer, end = self.buffers[layer], self.length + kv.shape[2]
+        assert end <= buffer.shape[2], "the cache is full"
+        buffer[:, :, self.length : end] = kv
+        return buffer[:, :, :end].chunk(2, dim=1)
 
     def rows(self, rows: slice, length: int) -> "KVCache":
         """A cache of some of the rows, in the same memory, of which `length` positions are filled."""
         part = copy.copy(self)
-        part.keys, part.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        part.buffers = [buffer[rows] for buffer in self.buffers]
         part.length = length
         return part
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order, repeats allowed (beam search, finished reports)."""
-        for buffers in (self.keys, self.values):
-            for layer, buffer in enumerate(buffers):  # one after the other: no two whole caches at once
-                buffers[layer] = buffer[rows]
+        for layer, buffer in enumerate(self.buffers):  # one after the other: no two whole caches at once
+            self.buffers[layer] = buffer[rows]
 
 
 @dataclass(frozen=True)
@@ -178,13 +176,9 @@ class Packing:
         return y.transpose(1, 2).flatten(0, 1).index_select(0, self.back).transpose(0, 1)[None]
 
 
-def attend(
-    layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache: KVCache | None, packing
-) -> Tensor:
-    """Attention of queries (batch, n_heads, time, head_dim) to the keys and values (batch, n_kv_heads, time,
-    head_dim) of their own positions and, with a cache, of all before: (batch, time, n_heads * head_dim)."""
-    if cache is not None:
-        k, v = cache.extend(layer, k, v)  # (batch, n_kv_heads, past + time, head_dim)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, packing: Packing | None) -> Tensor:
+    """Attention of queries (batch, n_heads, time, head_dim) to keys and values (batch, n_kv_heads, n_keys,
+    head_dim): (batch, time, n_heads * head_dim)."""
     if packing is not None:
         y = packing.attend(q, k, v)
     else:  # Without a mask, either the past is empty (plain causal) or one new token may see all of it.
@@ -214,7 +208,9 @@ class Attention(nn.Module):
         q = rotate(heads(self.q_proj(x)), *rope)  # (batch, n_heads, time, head_dim)
         k = rotate(heads(self.k_proj(x)), *rope)  # (batch, n_kv_heads, time, head_dim)
         v = heads(self.v_proj(x))
-        return self.o_proj(attend(self.layer, q, k, v, mask, cache, packing))  # (batch, time, dim)
+        if cache is not None:
+            k, v = cache.extend(self.layer, torch.cat((k, v), dim=1))  # (batch, n_kv_heads, n_keys, head_dim)
+        return self.o_proj(attend(q, k, v, mask, packing))  # (batch, time, dim)
 
 
 class FeedForward(nn.Module):
@@ -329,6 +325,8 @@ class Llama(nn.Module):
             positions = packing.positions[None]
         angles = positions[:, None, :, None].float() * rope_frequencies(self.config, device)
         rope = angles.cos(), angles.sin()  # (batch or 1, 1, time, head_dim / 2)
+        if self.head is not None:
+            rope = torch.complex(*rope)  # as writing.py's blocks turn with it
         mask = None
         if padding is not None or (past and time > 1):
             mask = attention_mask(slots, past + time, padding)

@@ -6,7 +6,9 @@ its layer: each weight is merged with its adapter, once, and held in 16 bits. On
 that computes in fp32 it is fp16: FBGEMM's kernel widens each weight in a register on its way into an fp32
 product, half the bytes of fp32 for a rounding of 2^-11 of each weight, and activations as exact as before.
 And q, k and v, which read the same x, are one product; gate and up likewise. A norm's weight, which scales
-the columns of x, scales instead the columns of the weights that read it.
+the columns of x, scales instead the columns of the weights that read it. The rows of q and k are put in the
+order of Meta's own checkpoints, in which the two numbers of a pair that RoPE turns lie side by side: to turn
+them is then to multiply a complex number.
 
 Nothing here learns. llama.py's Block is the form to read first; MergedBlock does the same, test by test.
 """
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llama import Block, KVCache, Llama, attend, rotate
+from .llama import Block, KVCache, Llama, attend
 from .lora import LoRALinear
 
 
@@ -37,8 +39,12 @@ class Fp16Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
-def linear_of(weight: Tensor, dtype: torch.dtype) -> nn.Module:
-    """The layer y = x W^T that writes fastest where W lies, for an x of that dtype."""
+def linear_of(*weights: Tensor, dtype: torch.dtype, norm: nn.Module | None = None) -> nn.Module:
+    """The layer y = x W^T that writes fastest where the weights lie, for an x of that dtype: one in place of
+    several that read the same x, their outputs end to end. norm: whose weight scales their x."""
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # (all out_features, in_features)
+    if norm is not None:
+        weight = weight.float() * norm.weight.float()
     if packs_in_16_bits(weight.device, dtype):
         return Fp16Linear(weight)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -46,12 +52,24 @@ def linear_of(weight: Tensor, dtype: torch.dtype) -> nn.Module:
     return linear
 
 
-def merged(*layers: nn.Module, dtype: torch.dtype, norm: nn.Module | None = None) -> nn.Module:
-    """One linear in place of several that read the same x, each with its adapter: their outputs, end to end.
-    An NF4 base acts as it did: it is merged as it dequantises. norm: whose weight scales their x."""
-    weights = [layer.merged() if isinstance(layer, LoRALinear) else layer.weight for layer in layers]
-    weight = torch.cat(weights)  # (all out_features, in_features)
-    return linear_of(weight if norm is None else weight.float() * norm.weight.float(), dtype)
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight, with its adapter. An NF4 base acts as it did: it is merged as it dequantises."""
+    return layer.merged() if isinstance(layer, LoRALinear) else layer.weight
+
+
+def side_by_side(weight: Tensor, head_dim: int) -> Tensor:
+    """Of q or k, the rows of each head in Meta's order: row i beside its pair's other, i + head_dim / 2."""
+    heads = weight.view(-1, 2, head_dim // 2, weight.shape[1])  # (heads, 2, head_dim / 2, in_features)
+    return heads.transpose(1, 2).reshape(weight.shape)
+
+
+def turn(x: Tensor, rope: Tensor) -> None:
+    """llama.py's `rotate` for pairs that lie side by side, in place. x (batch, heads, time, head_dim); rope
+    complex, (batch or 1, 1, time, head_dim / 2)."""
+    wide = x.float()  # x itself where it is fp32
+    torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(rope)
+    if wide is not x:
+        x.copy_(wide)
 
 
 def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
@@ -71,22 +89,26 @@ class MergedBlock(nn.Module):
         self.config, self.layer = attention.config, attention.layer
         norm, mlp_norm = block.input_layernorm, block.post_attention_layernorm
         self.eps = norm.weight.new_full((1,), self.config.norm_eps, dtype=torch.float32)
-        self.qkv_proj = merged(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype, norm=norm)
-        self.o_proj = merged(attention.o_proj, dtype=dtype)
-        self.gate_up_proj = merged(mlp.gate_proj, mlp.up_proj, dtype=dtype, norm=mlp_norm)
-        self.down_proj = merged(mlp.down_proj, dtype=dtype)
+        q, k, v = map(weight_of, (attention.q_proj, attention.k_proj, attention.v_proj))
+        q, k = (side_by_side(weight, self.config.head_dim) for weight in (q, k))
+        self.qkv_proj = linear_of(q, k, v, dtype=dtype, norm=norm)
+        self.o_proj = linear_of(weight_of(attention.o_proj), dtype=dtype)
+        gate, up = weight_of(mlp.gate_proj), weight_of(mlp.up_proj)
+        self.gate_up_proj = linear_of(gate, up, dtype=dtype, norm=mlp_norm)
+        self.down_proj = linear_of(weight_of(mlp.down_proj), dtype=dtype)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None, packing) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, cache: KVCache | None, packing) -> Tensor:
         batch, time, _ = x.shape
         c = self.config
         qkv = self.qkv_proj(rms_norm(x, self.eps))
         qkv = qkv.view(batch, time, -1, c.head_dim).transpose(1, 2)  # (batch, all heads, time, head_dim)
-        qk, v = qkv.split((c.n_heads + c.n_kv_heads, c.n_kv_heads), dim=1)
-        q, k = rotate(qk, *rope).split((c.n_heads, c.n_kv_heads), dim=1)
-        x = x + self.o_proj(attend(self.layer, q, k, v, mask, cache, packing))  # (batch, time, dim)
+        turn(qkv[:, : c.n_heads + c.n_kv_heads], rope)
+        q, kv = qkv.split((c.n_heads, 2 * c.n_kv_heads), dim=1)
+        k, v = cache.extend(self.layer, kv) if cache is not None else kv.chunk(2, dim=1)
+        x = self.o_proj(attend(q, k, v, mask, packing)).add_(x)  # (batch, time, dim)
         gate_up = self.gate_up_proj(rms_norm(x, self.eps))
         gate, up = gate_up.chunk(2, dim=-1)  # (batch, time, ffn_dim) each
-        return x + self.down_proj(F.silu(gate).mul_(up))
+        return self.down_proj(F.silu(gate).mul_(up)).add_(x)
 
 
 @torch.no_grad()
@@ -96,6 +118,6 @@ def merge_for_writing(llama: Llama) -> None:
     for i, block in enumerate(llama.layers):
         llama.layers[i] = MergedBlock(block, llama.dtype)
         del block  # before the next is made
-    llama.head = linear_of(llama.head_weight, llama.dtype)
+    llama.head = linear_of(llama.head_weight, dtype=llama.dtype)
     if not llama.config.tie_embeddings:
         del llama.lm_head

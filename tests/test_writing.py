@@ -130,4 +130,4 @@ def test_the_estimate_of_what_writing_takes_is_what_it_takes(packs):
     pieces = max(3 * 2 * config.ffn_dim, config.vocab_size) * config.dim * 4
     needs = memory.writing_needs(config, torch.float32, 2 if packs else 4, rows=5, time=11)
     assert sum(isinstance(m, MergedBlock) for m in llama.modules()) == 3
-    assert needs == held + sum(part.nbytes for part in cache.keys + cache.values) + pieces
+    assert needs == held + sum(part.nbytes for part in cache.buffers) + pieces
