@@ -86,10 +86,12 @@ class _CrossEntropy(torch.autograd.Function):
         total, grads = hidden.new_zeros((), dtype=torch.float32), []
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             scores = logits(h).float()  # (positions, vocab)
-            norm = scores.logsumexp(-1, keepdim=True)
-            total += (norm - scores.gather(1, t[:, None])).sum()
+            highest, of_target = scores.amax(-1, keepdim=True), scores.gather(1, t[:, None])
+            p = scores.sub_(highest).exp_()  # in the scores' place: to be the softmax
+            sums = p.sum(-1, keepdim=True)
+            total += (highest + sums.log() - of_target).sum()
             if ctx.needs_input_grad[0]:
-                p = scores.sub_(norm).exp_()  # softmax; less 1 at the target it is the gradient of the scores
+                p.div_(sums)  # less 1 at the target it is the gradient of the scores
                 p.scatter_add_(1, t[:, None], p.new_full((len(t), 1), -1.0))
                 grads.append(backward(p.to(h.dtype)))
         ctx.save_for_backward(*([torch.cat(grads)] if grads else []))

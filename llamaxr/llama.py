@@ -13,6 +13,7 @@ Shapes: batch, time (new positions), past + time = n_keys, dim = n_heads * head_
 import copy
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -283,16 +284,29 @@ class Llama(nn.Module):
         weight = self.head_weight
         if weight.dtype == hidden.dtype:
             return F.linear(hidden, weight)
-        # Held in 16 bits: widened some rows at a time, which is exact and needs no second copy of it.
-        rows = weight.split(max(1, HEAD_NUMBERS // self.config.dim))
-        return torch.cat([F.linear(hidden, r.to(hidden.dtype)) for r in rows], dim=-1)
+        logits = hidden.new_empty(*hidden.shape[:-1], len(weight))
+        for rows, w in self.widened_head(hidden.dtype):
+            logits[..., rows] = F.linear(hidden, w)
+        return logits
 
     def logits_backward(self, grad: Tensor) -> Tensor:
         """Gradient of logits (n, vocab_size) -> of the hidden states that gave them (n, dim)."""
-        dx, n_rows = grad.new_zeros(len(grad), self.config.dim), max(1, HEAD_NUMBERS // self.config.dim)
-        for g, rows in zip(grad.split(n_rows, dim=1), self.head_weight.split(n_rows), strict=True):
-            dx.addmm_(g, rows.to(grad.dtype))
+        if self.head_weight.dtype == grad.dtype:
+            return grad @ self.head_weight
+        dx = grad.new_zeros(len(grad), self.config.dim)
+        for rows, w in self.widened_head(grad.dtype):
+            dx.addmm_(grad[:, rows], w)
         return dx
+
+    def widened_head(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The vocabulary projection's weight, held in 16 bits, in what the model computes in: some rows at a
+        time, exact, and without a second copy of it. They lie in one buffer, which the next ones overwrite:
+        memory that is new each time costs more than the widening."""
+        weight, n_rows = self.head_weight, max(1, HEAD_NUMBERS // self.config.dim)
+        buffer = weight.new_empty(n_rows, weight.shape[1], dtype=dtype)
+        for top in range(0, len(weight), n_rows):
+            part = weight[top : top + n_rows]
+            yield slice(top, top + len(part)), buffer[: len(part)].copy_(part)
 
     @property
     def head_weight(self) -> Tensor:
