@@ -25,16 +25,16 @@ def main() -> None:
     parser.add_argument("openi", type=Path, help="folder with NLMCXR_png/ and ecgen-radiology/")
     parser.add_argument("kaggle", type=Path, help="folder with indiana_projections.csv and images/")
     given = parser.parse_args()
-    frontals = {r.uid: r.frontal for r in read_kaggle(given.kaggle) if r.frontal}
-    # Kaggle's 1_IM-0001-4001.dcm.png is Open-i's CXR1_1_IM-0001-4001.png
-    column = {uid: f"{uid}_{path.name.split('.')[0]}" for uid, path in frontals.items()}
+    # Kaggle's 6_IM-2192-1001.dcm.png is Open-i's CXR6_IM-2192-1001.png
+    number = lambda name: name.partition("_IM-")[2].split(".")[0]
+    column = {r.uid: number(r.frontal.name) for r in read_kaggle(given.kaggle) if r.frontal}
     reports = [r for r in read_openi(given.openi)[0] if r.uid in column and r.frontal]
     if not reports:
         raise UserError(f"{given.openi} and {given.kaggle} have no study with a frontal in common")
 
     def agreement(part: list) -> dict:
-        ours = sum(column[r.uid] == r.frontal.stem for r in part)
-        order = sum(column[r.uid] == r.images[0][0] for r in part)
+        ours = sum(column[r.uid] == number(r.frontal.stem) for r in part)
+        order = sum(column[r.uid] == number(r.images[0][0]) for r in part)
         return {"studies": len(part), "ours": ours, "order": order}
 
     results = {"command": "python benchmarks/views.py OPENI KAGGLE", "all": agreement(reports),

@@ -10,9 +10,9 @@ The first is mostly the frontal, but not always. Two things know better, each as
 2. Where they don't, the pixels decide: a chest is its own mirror image from the front, not from the side.
 
 Of the 3405 studies with two images or more the codes contest 413, among them CXR1 (3001, 4001) and all 52
-whose images are 1001 and 4004. On simulated images (make_iu_sim.py), which draw the first as the frontal,
-this agrees with the simulated Kaggle column in 3842 of 3851 studies. Of the real column
-excerpts alone were at hand (benchmarks/LOG.md).
+whose images are 1001 and 4004. benchmarks/views.py measures how often this agrees with Kaggle's projection
+column: on simulated images (make_iu_sim.py), which draw the first as the frontal, in 3844 of 3851 studies. Of
+the real column excerpts alone were at hand (benchmarks/LOG.md).
 """
 
 import math
