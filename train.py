@@ -30,6 +30,7 @@ from llamaxr.model import Batch, LlamaXR
 from llamaxr.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
 from llamaxr.run import (
+    CACHE,
     RUNS,
     TrainOptions,
     build,
@@ -41,7 +42,7 @@ from llamaxr.run import (
     see_studies,
     settle,
 )
-from llamaxr.wording import typical
+from llamaxr.wording import typical_once
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw8bit": AdamW8bit}
 
@@ -93,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.wording == "typical":
         own = [s.report for _, s in train + val]
         with progress_bar() as show:
-            texts = distributed.from_main(lambda: typical(own, own[: len(train)], progress=show))
+            cache = options.cache or CACHE
+            texts = distributed.from_main(lambda: typical_once(own, own[: len(train)], cache, show))
         reworded = [(f, replace(s, report=text)) for (f, s), text in zip(train + val, texts, strict=True)]
         train, val = reworded[: len(train)], reworded[len(train) :]
 

@@ -76,8 +76,8 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         gate, up = ctx.saved_tensors
-        of_up = F.silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), of_up
+        of_up, of_gate = F.silu(gate).mul_(grad), grad * up
+        return torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate), of_up
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -13,17 +13,20 @@ The search is that for the best constant report (metrics/baselines.py), once for
 of once for all, among the reports with the same or the most similar findings.
 """
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from .metrics.baselines import constant_report
-from .metrics.findings import FINDINGS
-from .metrics.overlap import Together
+from .checkpoint import write_json
+from .metrics import baselines, findings, overlap
 from .metrics.table import truth_of
 
 Kind = frozenset[tuple[str, str]]  # (finding, "") and (finding, side) of all that a report asserts
-ITEMS = [(name, side) for name in FINDINGS for side in ("", "left", "right")]
+ITEMS = [(name, side) for name in findings.FINDINGS for side in ("", "left", "right")]
 
 
 def typical(
@@ -55,7 +58,7 @@ def typical(
         n = min(max(n_like, int((alike == 1).sum())), n_same)
         like = [among[i] for i in order[np.argsort(-alike[order], kind="stable")[:n]]]
         says_the_same = lambda text, kind=kind: kind_of(text) == kind
-        texts[kind] = constant_report(
+        texts[kind] = baselines.constant_report(
             [own, *like],
             like,
             seed=seed,
@@ -69,7 +72,21 @@ def typical(
     return [texts[kind] for kind in kinds]
 
 
-def in_words_and_order(among: Together, words: list[str]) -> np.ndarray:
+def typical_once(reports: Sequence[str], among: Sequence[str], cache: Path, progress=None) -> list[str]:
+    """`typical`, or what it gave for the same reports by the same code before, kept in the folder `cache`."""
+    key = hashlib.sha256(json.dumps([list(reports), list(among)]).encode())
+    for file in (__file__, baselines.__file__, findings.__file__, overlap.__file__):
+        key.update(Path(file).read_bytes())
+    kept = cache / f"wording-{key.hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
+        return json.loads(kept.read_text(encoding="utf-8"))
+    texts = typical(reports, among, progress=progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    write_json(kept, texts)
+    return texts
+
+
+def in_words_and_order(among: overlap.Together, words: list[str]) -> np.ndarray:
     """ROUGE-2 + ROUGE-L to each. By ROUGE-L alone it pays to say a thing twice: either may match."""
     return among.rouge_2(words) + among.rouge_l(words)
 

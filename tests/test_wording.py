@@ -6,7 +6,7 @@ import pytest
 from llamaxr.data import phantom
 from llamaxr.metrics.findings import locate
 from llamaxr.metrics.overlap import rouge_l
-from llamaxr.wording import kind_of, typical
+from llamaxr.wording import kind_of, typical, typical_once
 
 NORMAL = [
     "The heart is normal. The lungs are clear.",
@@ -72,3 +72,16 @@ def test_it_depends_on_its_seed_alone_and_tells_how_far_it_is(reports):
 
 def test_no_report_needs_no_words():
     assert typical([], NORMAL) == []
+
+
+def test_what_was_found_once_is_kept(tmp_path):
+    told = []
+    show = lambda *what: told.append(what)
+    first = typical_once(ILL, NORMAL + ILL, tmp_path / "cache", show)
+    assert first == typical(ILL, NORMAL + ILL) and len(told) == 2
+    assert typical_once(ILL, NORMAL + ILL, tmp_path / "cache", show) == first and len(told) == 2
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text("[")
+    assert typical_once(ILL, NORMAL + ILL, tmp_path / "cache", show) == first and len(told) == 4
+    typical_once(ILL, NORMAL[1:] + ILL, tmp_path / "cache", show)  # other reports to be like
+    assert len(told) == 6
