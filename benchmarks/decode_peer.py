@@ -102,15 +102,17 @@ def write_ours(base: Path, reports: list[str]) -> dict:
             figures["profile"] = profile(lambda: generate(llama, x, None, eos, 40, shared=shared))
     figures["MB_a_token"] = read_bytes(llama) / 1e6
     read = shared + len(rows) * (len(rows[0]) - shared)
-    figures["GFLOP"] = arithmetic(llama, read, figures["tokens"]) / 1e9
+    figures["GFLOP"] = arithmetic(llama, read, len(rows), figures["tokens"]) / 1e9
     return figures
 
 
-def arithmetic(llama, read: int, written: int) -> float:
-    """Floating-point operations of the linears for so many positions read and tokens written; the head's for
-    what is written alone. Attention's, a hundredth of it, left out."""
-    head, all_of_it = llama.config.vocab_size * llama.config.dim, read_bytes(llama) / 2  # two bytes a number
-    return 2 * ((all_of_it - head) * (read + written) + head * written)
+def arithmetic(llama, read: int, prompts: int, written: int) -> float:
+    """Floating-point operations of the linears for so many positions of so many prompts read, and tokens
+    written; the head's for what is written alone, the last feed-forward's for that and each prompt's end.
+    Attention's, a hundredth of it, left out."""
+    c, all_of_it = llama.config, read_bytes(llama) / 2  # two bytes a number
+    head, last = c.vocab_size * c.dim, 3 * c.dim * c.ffn_dim
+    return 2 * ((all_of_it - head) * (read + written) - last * (read - prompts) + head * written)
 
 
 def read_bytes(llama) -> int:

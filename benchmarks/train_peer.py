@@ -161,18 +161,23 @@ def profile(base: Path, batches: list) -> dict:
 
 def arithmetic(base: Path, batches: list) -> dict:
     """Floating-point operations that one pass over the batches needs: forward, and backward to the inputs,
-    to LoRA and to the projector; the common beginning of a batch once, logits where there is a target,
-    attention to what is visible. Nothing that is done twice, no filler, nothing element by element."""
+    to LoRA and to the projector; the common beginning of a batch once, logits and the last feed-forward where
+    there is a target, attention to what is visible. Nothing that is done twice, no filler, nothing element by
+    element."""
     model = our_model(base)
     c, counts = model.llama.config, dict.fromkeys(("linears", "lora", "attention", "head", "projector"), 0)
-    shapes = [m.lora_B.shape[:1] + m.lora_A.shape[1:] for m in model.modules() if hasattr(m, "lora_A")]
+    last = f"llama.layers.{c.n_layers - 1}.mlp."
+    layers = [(name.startswith(last), len(m.lora_B), m.lora_A.shape[1])
+              for name, m in model.named_modules() if hasattr(m, "lora_A")]  # fmt: skip
     for batch in batches:
         packed = model.collate(*map(list, zip(*batch, strict=True)))
         n, targets = packed.ids.numel(), int((packed.targets != IGNORE).sum())
         pairs = int((packed.packing.positions + 1).sum())  # a position sees itself and those before it
         soft = packed.grids.shape[0] * model.projector.n_tokens
-        counts["linears"] += 4 * n * sum(o * i for o, i in shapes)  # y and dx, a multiply and an add each
-        counts["lora"] += 6 * n * RANK * sum(o + i for o, i in shapes)  # and the gradients of A and B
+        for is_last, o, i in layers:
+            rows = targets if is_last else n
+            counts["linears"] += 4 * rows * o * i  # y and dx, a multiply and an add each
+            counts["lora"] += 6 * rows * RANK * (o + i)  # and the gradients of A and B
         # scores and their sum forward; of q, k, v and the scores backward
         counts["attention"] += 12 * pairs * c.n_layers * c.n_heads * c.head_dim
         counts["head"] += 4 * targets * c.vocab_size * c.dim

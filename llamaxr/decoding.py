@@ -70,10 +70,11 @@ def read(llama: Llama, x: Tensor, padding: Tensor | None, cache: KVCache, shared
             mine[:, :, :shared] = its
         x = x[:, shared:]
     last, n_rows = [], max(1, READ_AT_ONCE.get(x.device.type, 2**16) // x.shape[1])
+    end = torch.tensor([x.shape[1] - 1], device=x.device)  # the one position that is asked for
     for top in range(0, len(x), n_rows):
         rows = slice(top, top + n_rows)
         part = cache.rows(rows, shared)
-        last.append(llama.hidden(x[rows], None if padding is None else padding[rows], part)[:, -1:])
+        last.append(llama.hidden(x[rows], None if padding is None else padding[rows], part, asked=end))
     cache.length = part.length
     return torch.cat(last)
 

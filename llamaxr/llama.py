@@ -236,8 +236,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rope, mask, cache, packing) -> Tensor:
+    def forward(self, x: Tensor, rope, mask, cache, packing, asked: Tensor | None = None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, packing)
+        if asked is not None:
+            x = x.index_select(1, asked)  # (batch, n, dim)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -324,12 +326,14 @@ class Llama(nn.Module):
         padding: Tensor | None = None,
         cache: KVCache | None = None,
         packing: Packing | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """Embeddings (batch, time, dim) -> hidden states after the last norm, same shape.
 
         padding (batch,): how many positions at the left of each row are filler (0 to time); they are never
         attended to and do not count as positions. None where no row has any. cache: where x continues.
-        packing: x is one row, in which several lie end to end.
+        packing: x is one row, in which several lie end to end. asked (n,): the positions whose hidden states
+        are wanted, (batch, n, dim); the last block's feed-forward then does no more than those.
         """
         past = cache.length if cache is not None else 0
         time, device = x.shape[1], x.device
@@ -344,13 +348,14 @@ class Llama(nn.Module):
         mask = None
         if padding is not None or (past and time > 1):
             mask = attention_mask(slots, past + time, padding)
-        for block in self.layers:
+        for i, block in enumerate(self.layers):
+            how = rope, mask, cache, packing, asked if i + 1 == len(self.layers) else None
             if self.compiled and x.requires_grad:
                 block = functools.partial(self.compiled, block)
             if self.recompute and x.requires_grad:
-                x = checkpoint(block, x, rope, mask, cache, packing, use_reentrant=False)
+                x = checkpoint(block, x, *how, use_reentrant=False)
             else:
-                x = block(x, rope, mask, cache, packing)
+                x = block(x, *how)
         if cache is not None:
             cache.length += time
         return self.norm(x)

@@ -126,10 +126,9 @@ class LlamaXR(nn.Module):
         The sum, not the mean: a caller that gathers several batches must divide by the tokens of all, or a
         short report would weigh more than a long one. Logits exist at the report's positions only.
         """
-        hidden = self.llama.hidden(self.embed(batch), packing=batch.packing)  # (1, n, dim)
-        # (n_targets, dim), (n_targets,)
-        hidden, targets = hidden[0].index_select(0, batch.answers), batch.targets[0, batch.answers]
-        n_targets = torch.tensor(len(targets))
+        targets = batch.targets[0, batch.answers]  # (n_targets,)
+        hidden = self.llama.hidden(self.embed(batch), packing=batch.packing, asked=batch.answers)[0]
+        n_targets = torch.tensor(len(targets))  # hidden: (n_targets, dim)
         if self.llama.head_weight.requires_grad:  # the whole model learns, its head too
             logits = self.llama.logits(hidden).float()  # (n_targets, vocab)
             return F.cross_entropy(logits, targets, reduction="sum"), n_targets

@@ -97,7 +97,7 @@ class MergedBlock(nn.Module):
         self.gate_up_proj = linear_of(gate, up, dtype=dtype, norm=mlp_norm)
         self.down_proj = linear_of(weight_of(mlp.down_proj), dtype=dtype)
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, cache: KVCache | None, packing) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask, cache: KVCache | None, packing, asked=None) -> Tensor:
         batch, time, _ = x.shape
         c = self.config
         qkv = self.qkv_proj(rms_norm(x, self.eps))
@@ -106,8 +106,10 @@ class MergedBlock(nn.Module):
         q, kv = qkv.split((c.n_heads, 2 * c.n_kv_heads), dim=1)
         k, v = cache.extend(self.layer, kv) if cache is not None else kv.chunk(2, dim=1)
         x = self.o_proj(attend(q, k, v, mask, packing)).add_(x)  # (batch, time, dim)
+        if asked is not None:
+            x = x.index_select(1, asked)  # (batch, n, dim)
         gate_up = self.gate_up_proj(rms_norm(x, self.eps))
-        gate, up = gate_up.chunk(2, dim=-1)  # (batch, time, ffn_dim) each
+        gate, up = gate_up.chunk(2, dim=-1)  # (batch, time or n, ffn_dim) each
         return self.down_proj(F.silu(gate).mul_(up)).add_(x)
 
 

@@ -8,6 +8,7 @@ from llamaxr.llama import KVCache, Llama, LlamaConfig, Packing, RopeScaling, rop
 from llamaxr.lora import add_lora
 from llamaxr.run import TINY_BASE
 from llamaxr.weights import load_llama
+from llamaxr.writing import merge_for_writing
 
 SMALL = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
 
@@ -129,3 +130,17 @@ def test_compiled_blocks_give_the_same_loss_and_gradients_whatever_the_length():
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         assert torch.allclose(grads[1], grads[0], atol=1e-5 * grads[0].abs().max().item())
     assert models[1].compiled is not None and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_is_asked_for_is_what_it_would_have_been_among_all(merged):
+    torch.manual_seed(0)
+    model, packing, asked = Llama(SMALL), Packing.of([6, 4], 3), torch.tensor([1, 4, 6])
+    if merged:
+        merge_for_writing(model)
+    x = model.embed(torch.randint(0, SMALL.vocab_size, (1, 7))).detach().requires_grad_(not merged)
+    whole, part = model.hidden(x, packing=packing)[:, asked], model.hidden(x, packing=packing, asked=asked)
+    assert torch.allclose(part, whole, atol=1e-5)
+    if not merged:
+        for a, b in zip(*(torch.autograd.grad(y.square().sum(), x) for y in (whole, part)), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)

@@ -86,7 +86,8 @@ def test_the_words_that_all_prompts_begin_with_are_read_once(packs, monkeypatch)
     x[:, :5] = x[0, :5]
     plain = [generate(llama, row[None], None, (99,), 12)[0] for row in x]
     read, hidden = [], llama.hidden
-    monkeypatch.setattr(llama, "hidden", lambda x, *how: read.append(x.shape[1]) or hidden(x, *how))
+    seen = lambda x, *how, **more: read.append(x.shape[1]) or hidden(x, *how, **more)
+    monkeypatch.setattr(llama, "hidden", seen)
     assert [generate(llama, row[None], None, (99,), 12, shared=5)[0] for row in x] == plain
     assert read.count(5) == 1 and read.count(4) == 3
     other = llama.embed(torch.randint(0, 99, (1, 9)))
