@@ -126,9 +126,9 @@ class LlamaXR(nn.Module):
         The sum, not the mean: a caller that gathers several batches must divide by the tokens of all, or a
         short report would weigh more than a long one. Logits exist at the report's positions only.
         """
-        targets = batch.targets[0, batch.answers]  # (n_targets,)
-        hidden = self.llama.hidden(self.embed(batch), packing=batch.packing, asked=batch.answers)[0]
-        n_targets = torch.tensor(len(targets))  # hidden: (n_targets, dim)
+        hidden = self.llama.hidden(self.embed(batch), packing=batch.packing, asked=batch.answers)
+        hidden, targets = hidden[0], batch.targets[0, batch.answers]  # (n_targets, dim), (n_targets,)
+        n_targets = torch.tensor(len(targets))
         if self.llama.head_weight.requires_grad:  # the whole model learns, its head too
             logits = self.llama.logits(hidden).float()  # (n_targets, vocab)
             return F.cross_entropy(logits, targets, reduction="sum"), n_targets

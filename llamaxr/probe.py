@@ -30,7 +30,7 @@ from .metrics import baselines, mesh, probes
 from .metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
 from .model import LlamaXR
 from .options import from_json, option, parse
-from .prompt import IGNORE, with_outline
+from .prompt import with_outline
 from .run import (
     DEMO,
     TrainOptions,
@@ -187,9 +187,9 @@ def token_losses(
     for at in range(0, len(reports), batch):
         texts = reports[at : at + batch]
         read = model.collate(images[at : at + batch], texts).to(device)
-        where = read.targets != IGNORE
-        hidden = model.llama.hidden(model.embed(read), packing=read.packing)[where]  # (n_targets, dim)
-        each = F.cross_entropy(model.llama.logits(hidden).float(), read.targets[where], reduction="none")
+        hidden = model.llama.hidden(model.embed(read), packing=read.packing, asked=read.answers)
+        hidden, targets = hidden[0], read.targets[0, read.answers]  # (n_targets, dim), (n_targets,)
+        each = F.cross_entropy(model.llama.logits(hidden).float(), targets, reduction="none")
         lengths = [len(model.tokenizer.encode(text)) + 1 for text in texts]
         losses += [part.double().numpy() for part in each.cpu().split(lengths)]
         progress(len(texts))

@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import write_json
-from .metrics import baselines, findings, overlap
-from .metrics.table import truth_of
+from .metrics import baselines, findings, overlap, table
 
 Kind = frozenset[tuple[str, str]]  # (finding, "") and (finding, side) of all that a report asserts
 ITEMS = [(name, side) for name in findings.FINDINGS for side in ("", "left", "right")]
@@ -75,7 +74,7 @@ def typical(
 def typical_once(reports: Sequence[str], among: Sequence[str], cache: Path, progress=None) -> list[str]:
     """`typical`, or what it gave for the same reports by the same code before, kept in the folder `cache`."""
     key = hashlib.sha256(json.dumps([list(reports), list(among)]).encode())
-    for file in (__file__, baselines.__file__, findings.__file__, overlap.__file__):
+    for file in (__file__, *(module.__file__ for module in (baselines, findings, overlap, table))):
         key.update(Path(file).read_bytes())
     kept = cache / f"wording-{key.hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
@@ -93,7 +92,7 @@ def in_words_and_order(among: overlap.Together, words: list[str]) -> np.ndarray:
 
 def kind_of(report: str) -> Kind:
     """The findings that a report asserts, each with its sides."""
-    return frozenset((name, side) for name, sides in truth_of(report).items() for side in ("", *sides))
+    return frozenset((name, side) for name, sides in table.truth_of(report).items() for side in ("", *sides))
 
 
 def _as_row(kind: Kind) -> list[bool]:

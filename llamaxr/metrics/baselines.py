@@ -7,7 +7,7 @@ report of the training study whose image is most alike; and, for the model itsel
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def constant_report(
     if not truths:
         return candidates[0]
     together = Together(truths)
-    words_of = lru_cache(lambda sentence: stems(tokenize(sentence)))
+    words_of = cache(lambda sentence: stems(tokenize(sentence)))
 
     def value(report: list[str]) -> float:
         return likeness(together, [word for sentence in report for word in words_of(sentence)]).sum()
