@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import write_json
-from .metrics import baselines, findings, overlap, table
+from .metrics import baselines, coco, findings, overlap, table
 
+BETA = 1.05  # recall's weight in `likeness`: with it texts are as long as people's, on average
 Kind = frozenset[tuple[str, str]]  # (finding, "") and (finding, side) of all that a report asserts
 ITEMS = [(name, side) for name in findings.FINDINGS for side in ("", "left", "right")]
 
@@ -33,15 +34,15 @@ def typical(
     among: Sequence[str],
     n_like: int = 120,
     n_same: int = 1200,
-    n_changes: int = 1500,
-    n_starts: int = 5,
+    n_changes: int = 2000,
+    n_more: int = 50,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[str]:
     """Each report in typical words: of sentences of the reports of `among` with the same findings, n_same of
     them at most, filled up to n_like with those whose findings are the most similar (Dice's coefficient; of
-    equals, drawn ones), with ROUGE-2 and ROUGE-L to all of these as high as n_changes tried changes from each
-    of n_starts make them. Reports of equal findings and sides get the same text.
+    equals, drawn ones), as like to all of these (`likeness`) as n_changes tried changes make it, and n_more
+    for each report with the same findings. Reports of equal findings and sides get the same text.
 
     progress(what, done, total) is called for each set of findings.
     """
@@ -54,16 +55,19 @@ def typical(
         wanted = np.array(_as_row(kind), np.float32)
         both, either = known @ wanted, known.sum(1) + wanted.sum()
         alike = np.where(either, 2 * both / np.maximum(either, 1), 1)  # (among,); nothing is like nothing
-        n = min(max(n_like, int((alike == 1).sum())), n_same)
+        same = min(int((alike == 1).sum()), n_same)
+        n = max(n_like, same)
         like = [among[i] for i in order[np.argsort(-alike[order], kind="stable")[:n]]]
         says_the_same = lambda text, kind=kind: kind_of(text) == kind
         texts[kind] = baselines.constant_report(
             [own, *like],
             like,
             seed=seed,
-            n_changes=n_changes,
-            n_starts=n_starts,
-            likeness=in_words_and_order,
+            n_changes=n_changes + n_more * same,
+            n_sentences=500,
+            temperature=0.005,
+            words_of=lambda text: coco.clean(text).split(),
+            likeness=likeness,
             fits=says_the_same,
         )
         if progress:
@@ -74,7 +78,7 @@ def typical(
 def typical_once(reports: Sequence[str], among: Sequence[str], cache: Path, progress=None) -> list[str]:
     """`typical`, or what it gave for the same reports by the same code before, kept in the folder `cache`."""
     key = hashlib.sha256(json.dumps([list(reports), list(among)]).encode())
-    for file in (__file__, *(module.__file__ for module in (baselines, findings, overlap, table))):
+    for file in (__file__, *(module.__file__ for module in (baselines, coco, findings, overlap, table))):
         key.update(Path(file).read_bytes())
     kept = cache / f"wording-{key.hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
@@ -85,9 +89,10 @@ def typical_once(reports: Sequence[str], among: Sequence[str], cache: Path, prog
     return texts
 
 
-def in_words_and_order(among: overlap.Together, words: list[str]) -> np.ndarray:
-    """ROUGE-2 + ROUGE-L to each. By ROUGE-L alone it pays to say a thing twice: either may match."""
-    return among.rouge_2(words) + among.rouge_l(words)
+def likeness(among: overlap.Together, words: list[str]) -> np.ndarray:
+    """How like the words are to each text: ROUGE-1 + ROUGE-2 + ROUGE-L, of words and full stops as R2Gen
+    compares them. By ROUGE-L alone it pays to say a thing twice: either may match."""
+    return among.rouge_n(words, 1, BETA) + among.rouge_n(words, 2, BETA) + among.rouge_l(words, BETA)
 
 
 def kind_of(report: str) -> Kind:

@@ -21,52 +21,55 @@ def constant_report(
     seed: int = 0,
     n_changes: int = 2500,
     n_sentences: int = 150,
-    n_starts: int = 1,
+    temperature: float = 0.0,
+    words_of: Callable[[str], list[str]] = lambda text: stems(tokenize(text)),
     likeness: Callable[[Together, list[str]], np.ndarray] = Together.rouge_l,
     fits: Callable[[str], bool] = lambda text: True,
 ) -> str:
     """One report, of training sentences, found by search to score a high mean ROUGE-L when written for all.
 
     The search starts from the best of n_candidates training reports, half of them the most frequent, half
-    drawn at random, or from each of the n_starts best. It then tries n_changes drawn changes one after the
-    other and keeps each that helps: one of the n_sentences most frequent training sentences put in or put for
-    another, or a sentence left out. Of equal reports the earlier stays, so with nothing to gain, or no
-    references, it is the most frequent one. likeness: another score, of a report's words to each reference.
+    drawn at random. It then tries n_changes drawn changes one after the other and keeps each that helps: one
+    of the n_sentences most frequent training sentences put in or put for another, or a sentence left out. Of
+    equal reports the earlier stays, so with nothing to gain, or no references, it is the most frequent one.
+    temperature: a change that costs so much of the mean may be kept too, less and less, so that the search
+    leaves a report that no single change betters (annealing, Kirkpatrick et al. 1983); the best is returned.
+    words_of: what is compared, if not stems. likeness: another score, of a report's words to each reference.
     Only what fits is chosen; among the candidates there must be a report that does. references should be the
     validation split's, never those to be scored.
     """
-    assert train_reports and n_candidates >= 2 and n_starts >= 1
+    assert train_reports and n_candidates >= 2
     rng = np.random.default_rng(seed)
     half = min(n_candidates // 2, len(train_reports))
     frequent = [text for text, _ in Counter(train_reports).most_common(half)]
     drawn = [train_reports[i] for i in rng.choice(len(train_reports), half, replace=False)]
     candidates = [text for text in dict.fromkeys(frequent + drawn) if fits(text)]  # in order, each once
-    truths = [words for words in (stems(tokenize(text)) for text in references) if words]
+    truths = [words for words in map(words_of, references) if words]
     if not truths:
         return candidates[0]
     together = Together(truths)
-    words_of = cache(lambda sentence: stems(tokenize(sentence)))
+    words_of, fits = cache(words_of), cache(fits)
 
-    def value(report: list[str]) -> float:
-        return likeness(together, [word for sentence in report for word in words_of(sentence)]).sum()
+    @cache
+    def value(report: tuple[str, ...]) -> float:
+        return likeness(together, [word for sentence in report for word in words_of(sentence)]).mean()
 
     pool = Counter(sentence for report in train_reports for sentence in _sentences(report))
     pool = [sentence for sentence, _ in pool.most_common(n_sentences)]
-    ends = []
-    for report in sorted(map(_sentences, candidates), key=value, reverse=True)[:n_starts]:
-        score = value(report)
-        for _ in range(n_changes if pool else 0):
-            at, new = int(rng.integers(len(report) + 1)), pool[rng.integers(len(pool))]
-            # one sentence in, one for another (at the end: in), or one out
-            changed = [
-                report[:at] + [new] + report[at:],
-                report[:at] + [new] + report[at + 1 :],
-                report[:at] + report[at + 1 :],
-            ][rng.integers(3)]
-            if (now := value(changed)) > score and fits(" ".join(changed)):
-                score, report = now, changed
-        ends.append((score, report))
-    return " ".join(max(ends, key=lambda end: end[0])[1])
+    report = best = max(map(_sentences, candidates), key=value)
+    for left in range(n_changes if pool else 0, 0, -1):
+        at, new = int(rng.integers(len(report) + 1)), (pool[rng.integers(len(pool))],)
+        # one sentence in, one for another (at the end: in), or one out
+        changed = [
+            report[:at] + new + report[at:],
+            report[:at] + new + report[at + 1 :],
+            report[:at] + report[at + 1 :],
+        ][rng.integers(3)]
+        allowed = temperature and temperature * left / n_changes * rng.exponential()
+        if value(changed) > value(report) - allowed and fits(" ".join(changed)):
+            report = changed
+            best = max(best, report, key=value)
+    return " ".join(best)
 
 
 def random_reports(train_reports: Sequence[str], n: int, seed: int) -> list[str]:
@@ -100,8 +103,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _sentences(report: str) -> list[str]:
-    return [s for s in re.split(r"(?<=[.!?])\s+", report.strip()) if s]
+def _sentences(report: str) -> tuple[str, ...]:
+    return tuple(s for s in re.split(r"(?<=[.!?])\s+", report.strip()) if s)
 
 
 def derangement(n: int, seed: int) -> list[int]:

@@ -18,7 +18,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -144,33 +143,43 @@ class Together:
             for word, where in places(words).items():
                 self.bits[word] = self.bits.get(word, 0) | where << at
 
-    def rouge_l(self, words: Sequence[str]) -> np.ndarray:
-        """ROUGE-L's F-measure of the words against each of the texts: (n,)."""
+    def rouge_l(self, words: Sequence[str], beta: float = 1.0) -> np.ndarray:
+        """ROUGE-L's F-measure of the words against each of the texts: (n_texts,). beta: recall's weight."""
         row = _last_row(self.bits, self.ones, words)
         raw = np.frombuffer(row.to_bytes(self.ones.bit_length() // 8 + 1, "little"), np.uint8)
         left = np.add.reduceat(np.unpackbits(raw, bitorder="little"), self.starts, dtype=np.int64)
-        return 2 * (self.lengths - left) / (self.lengths + len(words))
+        return _f_of(self.lengths - left, self.lengths, len(words), beta)
 
-    def rouge_2(self, words: Sequence[str]) -> np.ndarray:
-        """ROUGE-2's F-measure, of the pairs of words that follow each other, against each text: (n,)."""
-        said = [(pair, times) for pair, times in Counter(pairwise(words)).items() if pair in self.pairs]
-        which, times = [self.pairs[pair] for pair, _ in said], np.array([n for _, n in said], np.int32)
-        both = np.minimum(self.held[which], times[:, None]).sum(0)  # (n,)
-        return 2 * both / np.maximum(self.lengths + len(words) - 2, 1)
-
-    @cached_property
-    def pairs(self) -> dict[tuple[str, str], int]:
-        """The pairs of words that follow each other in any of the texts, numbered."""
-        return {pair: i for i, pair in enumerate({p for words in self.texts for p in pairwise(words)})}
+    def rouge_n(self, words: Sequence[str], n: int, beta: float = 1.0) -> np.ndarray:
+        """ROUGE-n's F-measure, of runs of n words, n 1 or 2, against each of the texts: (n_texts,)."""
+        number, held = self.runs[n]
+        said = [(number[run], times) for run, times in Counter(_runs(words, n)).items() if run in number]
+        which, times = [at for at, _ in said], np.array([times for _, times in said], np.int32)
+        both = np.minimum(held[which], times[:, None]).sum(0)  # (n_texts,)
+        return _f_of(both, self.lengths - (n - 1), max(len(words) - (n - 1), 0), beta)
 
     @cached_property
-    def held(self) -> np.ndarray:
-        """How often each text holds each pair: (pairs, n)."""
-        held = np.zeros((len(self.pairs), len(self.texts)), np.int32)
-        for i, words in enumerate(self.texts):
-            for pair, times in Counter(pairwise(words)).items():
-                held[self.pairs[pair], i] = times
-        return held
+    def runs(self) -> dict[int, tuple[dict[tuple[str, ...], int], np.ndarray]]:
+        """For 1 and 2 words: the runs of them in any of the texts, numbered, and how often each text holds
+        each: (runs, n_texts)."""
+        counted = {}
+        for n in (1, 2):
+            counts = [Counter(_runs(words, n)) for words in self.texts]
+            number = {run: at for at, run in enumerate(dict.fromkeys(run for c in counts for run in c))}
+            held = np.zeros((len(number), len(counts)), np.int32)
+            for i, count in enumerate(counts):
+                held[[number[run] for run in count], i] = list(count.values())
+            counted[n] = number, held
+        return counted
+
+
+def _f_of(both: np.ndarray, truth: np.ndarray, said: int, beta: float) -> np.ndarray:
+    """F-measure by how much both have, the truth has and the said have: (1 + b2) P R / (R + b2 P)."""
+    return (1 + beta**2) * both / np.maximum(beta**2 * truth + said, 1e-9)
+
+
+def _runs(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[at:] for at in range(n)), strict=False)
 
 
 def _f_measure(truth: Sequence[str], said: Sequence[str]) -> float:

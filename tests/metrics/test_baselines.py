@@ -56,12 +56,13 @@ def test_sentences_of_several_reports_are_put_together_and_superfluous_ones_left
     assert constant_report(train, [reference] * 3) == reference
 
 
-def test_more_starts_never_end_lower():
+def test_annealing_leaves_a_report_that_no_single_change_betters():
     drawn = np.random.default_rng(0)
-    pair = lambda: "word{} word{}.".format(*drawn.integers(9, size=2))
-    train = [" ".join(pair() for _ in range(4)) for _ in range(40)]
-    value = lambda n: rouge_l(train, [constant_report(train, train, n_changes=60, n_starts=n)] * len(train))
-    assert value(1) < value(8)  # which the first of the eight is
+    word = lambda: f"word{drawn.integers(6)}"
+    train = [" ".join(f"{word()} {word()}." for _ in range(4)) for _ in range(40)]
+    value = lambda **how: rouge_l(train, [constant_report(train, train, n_changes=3000, **how)] * len(train))
+    stuck, annealed = [np.mean([value(seed=seed, temperature=t) for seed in range(5)]) for t in (0, 0.004)]
+    assert annealed > stuck + 0.004
 
 
 def test_another_likeness_is_searched_for_if_asked():
@@ -69,6 +70,13 @@ def test_another_likeness_is_searched_for_if_asked():
     backwards = lambda among, words: np.array([words == ["d", "c", "b", "a"]] * 2)
     assert constant_report(train, ["a b c d"] * 2) == train[0]
     assert constant_report(train, ["a b c d"] * 2, likeness=backwards) == train[1]
+
+
+def test_other_words_are_compared_if_asked():
+    train = ["Heart normal. The heart is normal.", "Heart normal; heart normal."]
+    assert constant_report(train, ["heart normal"] * 2, n_changes=0) == train[1]
+    stops = lambda text: [mark for mark in text if mark in ".;"]
+    assert constant_report(train, ["a. b."] * 2, n_changes=0, words_of=stops) == train[0]
 
 
 def test_of_equal_candidates_the_more_frequent_is_taken():

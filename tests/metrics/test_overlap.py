@@ -156,8 +156,18 @@ def test_many_texts_at_once_score_as_each_by_itself():
             assert Together(known).rouge_l(said) == pytest.approx(alone, abs=1e-12)
 
 
-def test_rouge_2_counts_each_pair_of_words_as_often_as_both_have_it():
+def test_beta_weights_recall():
+    among, said = Together(["a b c d".split()]), ["a", "b"]  # precision 1, recall 1/2 of words, 1/3 of pairs
+    f = lambda recall, beta: (1 + beta**2) * recall / (recall + beta**2)
+    for beta in (1, 1.02, 2):
+        assert among.rouge_l(said, beta) == among.rouge_n(said, 1, beta) == pytest.approx(f(1 / 2, beta))
+        assert among.rouge_n(said, 2, beta) == pytest.approx(f(1 / 3, beta))
+
+
+def test_rouge_n_counts_each_run_of_words_as_often_as_both_have_it():
     among = Together(["a b a b".split(), "b c".split(), ["a"]])
-    assert among.rouge_2("a b c".split()) == pytest.approx([2 * 1 / (3 + 2), 2 * 1 / (1 + 2), 0])
-    assert among.rouge_2("a b a b a b".split()) == pytest.approx([2 * 3 / (3 + 5), 0, 0])
-    assert among.rouge_2(["a"]).tolist() == among.rouge_2([]).tolist() == [0, 0, 0]
+    assert among.rouge_n("a b c".split(), 2) == pytest.approx([2 * 1 / (3 + 2), 2 * 1 / (1 + 2), 0])
+    assert among.rouge_n("a b a b a b".split(), 2) == pytest.approx([2 * 3 / (3 + 5), 0, 0])
+    assert among.rouge_n("a a c".split(), 1) == pytest.approx([2 * 2 / (4 + 3), 2 * 1 / (2 + 3), 2 / (1 + 3)])
+    assert among.rouge_n(["a"], 2).tolist() == among.rouge_n([], 2).tolist() == [0, 0, 0]
+    assert among.rouge_n([], 1).tolist() == [0, 0, 0]

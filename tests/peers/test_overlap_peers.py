@@ -30,9 +30,9 @@ def rewritten(text, rng):
     return " ".join(word for w in text.split(" ") for word in changes[rng.integers(len(changes))](w))
 
 
-def test_rouge_l_and_rouge_2_equal_rouge_score_with_its_stemmer():
+def test_rouge_l_1_and_2_equal_rouge_score_with_its_stemmer():
     rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge2"], use_stemmer=True)
+    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=True)
     rng = np.random.default_rng(0)
     references = [drawn_text(rng) for _ in range(400)]
     pairs = [(r, rewritten(r, rng) if i % 2 else drawn_text(rng)) for i, r in enumerate(references)]
@@ -52,8 +52,10 @@ def test_rouge_l_and_rouge_2_equal_rouge_score_with_its_stemmer():
         assert got == pytest.approx(expected["rougeL"].fmeasure, abs=1e-9), (reference, generated)
         truth, said = overlap.stems(tokenize(reference)), overlap.stems(tokenize(generated))
         if truth:
-            got = overlap.Together([truth]).rouge_2(said)
-            assert got == pytest.approx([expected["rouge2"].fmeasure], abs=1e-9), (reference, generated)
+            for n in (1, 2):
+                got = overlap.Together([truth]).rouge_n(said, n)
+                wanted = expected[f"rouge{n}"].fmeasure
+                assert got == pytest.approx([wanted], abs=1e-9), (reference, generated)
 
 
 def peer_coco(references, generated):
