@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
         own = [s.report for _, s in train + val]
         with progress_bar() as show:
             cache = options.cache or CACHE
-            texts = distributed.from_main(lambda: typical_once(own, own[: len(train)], cache, show))
+            make = lambda: typical_once(own, own[: len(train)], cache, os.cpu_count() or 1, show)
+            texts = distributed.from_main(make)
         reworded = [(f, replace(s, report=text)) for (f, s), text in zip(train + val, texts, strict=True)]
         train, val = reworded[: len(train)], reworded[len(train) :]
 

@@ -16,7 +16,9 @@ of once for all, among the reports with the same or the most similar findings.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +36,17 @@ def typical(
     among: Sequence[str],
     n_like: int = 120,
     n_same: int = 1200,
-    n_changes: int = 2000,
+    n_changes: int = 6000,
     n_more: int = 50,
     seed: int = 0,
+    workers: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[str]:
     """Each report in typical words: of sentences of the reports of `among` with the same findings, n_same of
     them at most, filled up to n_like with those whose findings are the most similar (Dice's coefficient; of
     equals, drawn ones), as like to all of these (`likeness`) as n_changes tried changes make it, and n_more
-    for each report with the same findings. Reports of equal findings and sides get the same text.
+    for each report with the same findings. Reports of equal findings and sides get the same text, however
+    many workers (processes) search for it.
 
     progress(what, done, total) is called for each set of findings.
     """
@@ -50,32 +54,45 @@ def typical(
     asked = dict(zip(reversed(kinds), reversed(reports), strict=True))  # the first of each kind
     known = np.array([_as_row(kind_of(report)) for report in among], np.float32)
     order = np.random.default_rng(seed).permutation(len(among))
+
+    def searches() -> Iterator[tuple]:
+        for kind, own in asked.items():
+            wanted = np.array(_as_row(kind), np.float32)
+            both, either = known @ wanted, known.sum(1) + wanted.sum()
+            alike = np.where(either, 2 * both / np.maximum(either, 1), 1)  # (among,); nothing is like nothing
+            same = min(int((alike == 1).sum()), n_same)
+            nearest = order[np.argsort(-alike[order], kind="stable")[: max(n_like, same)]]
+            yield kind, own, [among[i] for i in nearest], n_changes + n_more * same, seed
+
     texts = {}
-    for done, (kind, own) in enumerate(asked.items(), 1):
-        wanted = np.array(_as_row(kind), np.float32)
-        both, either = known @ wanted, known.sum(1) + wanted.sum()
-        alike = np.where(either, 2 * both / np.maximum(either, 1), 1)  # (among,); nothing is like nothing
-        same = min(int((alike == 1).sum()), n_same)
-        n = max(n_like, same)
-        like = [among[i] for i in order[np.argsort(-alike[order], kind="stable")[:n]]]
-        says_the_same = lambda text, kind=kind: kind_of(text) == kind
-        texts[kind] = baselines.constant_report(
-            [own, *like],
-            like,
-            seed=seed,
-            n_changes=n_changes + n_more * same,
-            n_sentences=500,
-            temperature=0.005,
-            words_of=lambda text: coco.clean(text).split(),
-            likeness=likeness,
-            fits=says_the_same,
-        )
-        if progress:
-            progress("finding typical words", done, len(asked))
+    # Forked, as in data/phantom.py: a spawned worker would import all of train.py, torch included, first.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        for done, (kind, text) in enumerate(pool.map(_search, searches()), 1):
+            texts[kind] = text
+            if progress:
+                progress("finding typical words", done, len(asked))
     return [texts[kind] for kind in kinds]
 
 
-def typical_once(reports: Sequence[str], among: Sequence[str], cache: Path, progress=None) -> list[str]:
+def _search(of: tuple[Kind, str, list[str], int, int]) -> tuple[Kind, str]:
+    kind, own, like, n_changes, seed = of
+    text = baselines.constant_report(
+        [own, *like],
+        like,
+        seed=seed,
+        n_changes=n_changes,
+        n_sentences=500,
+        temperature=0.005,
+        words_of=lambda text: coco.clean(text).split(),
+        likeness=likeness,
+        fits=lambda text: kind_of(text) == kind,
+    )
+    return kind, text
+
+
+def typical_once(
+    reports: Sequence[str], among: Sequence[str], cache: Path, workers: int = 1, progress=None
+) -> list[str]:
     """`typical`, or what it gave for the same reports by the same code before, kept in the folder `cache`."""
     key = hashlib.sha256(json.dumps([list(reports), list(among)]).encode())
     for file in (__file__, *(module.__file__ for module in (baselines, coco, findings, overlap, table))):
@@ -83,7 +100,7 @@ def typical_once(reports: Sequence[str], among: Sequence[str], cache: Path, prog
     kept = cache / f"wording-{key.hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
         return json.loads(kept.read_text(encoding="utf-8"))
-    texts = typical(reports, among, progress=progress)
+    texts = typical(reports, among, workers=workers, progress=progress)
     cache.mkdir(parents=True, exist_ok=True)
     write_json(kept, texts)
     return texts

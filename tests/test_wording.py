@@ -67,6 +67,7 @@ def test_it_depends_on_its_seed_alone_and_tells_how_far_it_is(reports):
     show = lambda what, done, total: told.append((done, total))
     first = typical(reports[:20], reports, n_like=10, n_changes=50, seed=1, progress=show)
     assert first == typical(reports[:20], reports, n_like=10, n_changes=50, seed=1)
+    assert first == typical(reports[:20], reports, n_like=10, n_changes=50, seed=1, workers=3)
     assert told == [(i, told[0][1]) for i in range(1, len(told) + 1)] and told[-1][0] == told[0][1]
 
 
@@ -77,11 +78,11 @@ def test_no_report_needs_no_words():
 def test_what_was_found_once_is_kept(tmp_path):
     told = []
     show = lambda *what: told.append(what)
-    first = typical_once(ILL, NORMAL + ILL, tmp_path / "cache", show)
+    first = typical_once(ILL, NORMAL + ILL, tmp_path / "cache", progress=show)
     assert first == typical(ILL, NORMAL + ILL) and len(told) == 2
-    assert typical_once(ILL, NORMAL + ILL, tmp_path / "cache", show) == first and len(told) == 2
+    assert typical_once(ILL, NORMAL + ILL, tmp_path / "cache", progress=show) == first and len(told) == 2
     (kept,) = (tmp_path / "cache").iterdir()
     kept.write_text("[")
-    assert typical_once(ILL, NORMAL + ILL, tmp_path / "cache", show) == first and len(told) == 4
-    typical_once(ILL, NORMAL[1:] + ILL, tmp_path / "cache", show)  # other reports to be like
+    assert typical_once(ILL, NORMAL + ILL, tmp_path / "cache", progress=show) == first and len(told) == 4
+    typical_once(ILL, NORMAL[1:] + ILL, tmp_path / "cache", progress=show)  # other reports to be like
     assert len(told) == 6
