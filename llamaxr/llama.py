@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from . import by_hand
 
 HEAD_NUMBERS = 2**20  # of the vocabulary projection, held in 16 bits: so many exist in fp32 at once
+SHORT = 512  # positions of a row whose attention scores are kept whole when training on a CPU
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,14 @@ class Packing:
 
     positions (n,): of each place of the packed row, its position in its own row. rows (batch, time): the
     places that each row reads, from the common beginning on, filled up to the longest at the right, where
-    no other position looks. back (n,): where in rows, read one after the other, each place stands.
+    no other position looks. back (n,): where in rows, read one after the other, each place stands. sizes: how
+    many places the beginning has, then each row of its own.
     """
 
     positions: Tensor
     rows: Tensor
     back: Tensor
+    sizes: list[int]
 
     @classmethod
     def of(cls, lengths: list[int], shared: int) -> "Packing":
@@ -158,13 +161,18 @@ class Packing:
         positions = torch.cat([beginning, shared + places.expand_as(valid)[valid]])
         rows = torch.cat([beginning.expand(len(own), -1), own_places], dim=1)
         last = torch.cat([torch.zeros(len(own), shared, dtype=torch.bool), valid], dim=1)
-        return cls(positions, rows, torch.cat([beginning, last.flatten().nonzero()[:, 0]]))
+        back = torch.cat([beginning, last.flatten().nonzero()[:, 0]])
+        return cls(positions, rows, back, [shared, *own.tolist()])
 
     def to(self, device) -> "Packing":
-        return Packing(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+        places = (t.to(device, non_blocking=True) for t in (self.positions, self.rows, self.back))
+        return Packing(*places, self.sizes)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention in the packed row, (1, heads, n, head_dim) as q."""
+        plain = q.device.type == "cpu" and q.dtype == torch.float32 and not torch.compiler.is_compiling()
+        if plain and self.rows.shape[1] <= SHORT:
+            return self.attend_row_by_row(q, k, v)
 
         def rows(x: Tensor) -> Tensor:
             """(1, heads, n, head_dim) -> (batch, heads, time, head_dim)"""
@@ -175,6 +183,24 @@ class Packing:
         gqa = q.shape[1] != k.shape[1]
         y = F.scaled_dot_product_attention(rows(q), rows(k), rows(v), is_causal=True, enable_gqa=gqa)
         return y.transpose(1, 2).flatten(0, 1).index_select(0, self.back).transpose(0, 1)[None]
+
+    def attend_row_by_row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same, written out: softmax(q k^T / sqrt(head_dim) + mask) v of one row after the other, without
+        filler. On a CPU whole matrix products are faster than the fused kernel's, of 32 queries each; but all
+        scores are kept for the backward pass, so the rows must be short."""
+        time, group, scale = self.rows.shape[1], q.shape[1] // k.shape[1], q.shape[-1] ** -0.5
+        future = torch.full((time, time), -torch.inf).triu_(1)  # no position sees those after it
+        queries, keys, values = (x[0].split(self.sizes, dim=1) for x in (q, k, v))
+        out = []
+        for i, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
+            if i > 0:  # a row's own places see the common beginning too
+                k, v = torch.cat((keys[0], k), dim=1), torch.cat((values[0], v), dim=1)
+            k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)  # (n_heads, n_keys, head_dim)
+            n_keys = k.shape[1]
+            mask = future[n_keys - q.shape[1] : n_keys, :n_keys]  # (time, n_keys)
+            scores = torch.baddbmm(mask, q, k.mT, alpha=scale)  # (n_heads, time, n_keys)
+            out.append((scores.softmax(-1) @ v).transpose(0, 1))  # (time, n_heads, head_dim)
+        return torch.cat(out).transpose(0, 1)[None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, packing: Packing | None) -> Tensor:

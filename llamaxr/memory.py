@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .by_hand import CHUNK
-from .llama import Llama, LlamaConfig
+from .llama import SHORT, Llama, LlamaConfig
 from .lora import TARGETS, add_lora
 from .projector import Projector
 
@@ -44,22 +44,26 @@ def training_needs(
         "weights": round(linears * (NF4_BYTES if in_4_bits else dtype.itemsize) + others * held),
         "adapters and projector": learned * 4,
         "gradients and AdamW": learned * 4 * 3,
-        "activations": activations(config, rows * time, dtype, recompute)
+        "activations": activations(config, rows, time, dtype, recompute)
         # a chunk's logits, their softmax and what computing it takes, in fp32
         + min(rows * report_tokens, CHUNK) * config.vocab_size * 4 * 3,
         "program": PROGRAM,
     }
 
 
-def activations(config: LlamaConfig, tokens: int, dtype: torch.dtype, recompute: bool) -> int:
-    """Bytes that the blocks keep for the backward pass of `tokens` positions.
+def activations(config: LlamaConfig, rows: int, time: int, dtype: torch.dtype, recompute: bool) -> int:
+    """Bytes that the blocks keep for the backward pass of so many rows and positions.
 
     A block keeps, in numbers a position: both norms' inputs and outputs (4 dim), q, k and v as attention
-    reads them and what it gives (2 q + 2 kv), and the feed-forward's gate, up, and silu(gate) * up (3 ffn):
-    by_hand.py sees to it that it is no more. With recompute only its input, and one block's whole at a time.
+    reads them and what it gives, once more for o_proj (3 q + 2 kv), and the feed-forward's gate, up, and
+    silu(gate) * up (3 ffn): by_hand.py sees to it that it is no more. In fp32 short rows keep attention's
+    scores instead, and k and v for each of the queries' heads. With recompute only its input, and one block's
+    whole at a time.
     """
-    heads = 2 * config.n_heads * config.head_dim + 2 * config.n_kv_heads * config.head_dim
-    block = 4 * config.dim + heads + 3 * config.ffn_dim
+    heads = (3 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    if dtype == torch.float32 and time <= SHORT:
+        heads = config.n_heads * (4 * config.head_dim + time)
+    tokens, block = rows * time, 4 * config.dim + heads + 3 * config.ffn_dim
     numbers = config.n_layers * config.dim + block if recompute else config.n_layers * block
     return tokens * numbers * dtype.itemsize
 

@@ -132,6 +132,25 @@ def test_compiled_blocks_give_the_same_loss_and_gradients_whatever_the_length():
     assert models[1].compiled is not None and torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
+@pytest.mark.parametrize(("lengths", "shared"), [([6, 4, 9], 3), ([5, 8], 0), ([7], 6), ([70, 300], 41)])
+def test_attention_row_by_row_is_that_of_the_fused_kernel_and_so_are_its_gradients(
+    lengths, shared, monkeypatch
+):
+    packing, random = Packing.of(lengths, shared), torch.Generator().manual_seed(0)
+    n = len(packing.positions)
+    q, k, v = (torch.randn(1, heads, n, 16, generator=random, requires_grad=True) for heads in (6, 2, 2))
+    grad, results, called = torch.randn(1, 6, n, 16, generator=random), [], []
+    row_by_row = Packing.attend_row_by_row
+    monkeypatch.setattr(Packing, "attend_row_by_row", lambda *of: called.append(1) or row_by_row(*of))
+    for short in (max(lengths), max(lengths) - 1):
+        monkeypatch.setattr("llamaxr.llama.SHORT", short)
+        y = packing.attend(q, k, v)
+        results.append((y, *torch.autograd.grad(y, (q, k, v), grad)))
+    assert len(called) == 1
+    for by_row, fused in zip(*results, strict=True):
+        assert by_row.shape == fused.shape and torch.allclose(by_row, fused, atol=2e-5)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_what_is_asked_for_is_what_it_would_have_been_among_all(merged):
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from llamaxr import memory
-from llamaxr.llama import Llama, LlamaConfig
+from llamaxr import llama, memory
+from llamaxr.llama import Llama, LlamaConfig, Packing
 from llamaxr.lora import add_lora
 
 LLAMA_8B = LlamaConfig()
@@ -18,23 +18,27 @@ def test_llama_3_1_8b_in_nf4_takes_what_its_parts_sum_up_to():
     assert needs["adapters and projector"] == (41_943_040 + projector) * 4
 
 
-def test_the_estimate_of_a_block_is_what_autograd_keeps():
+@pytest.mark.parametrize("short", [512, 0])
+def test_the_estimate_of_a_block_is_what_autograd_keeps(short, monkeypatch):
+    for module in (memory, llama):
+        monkeypatch.setattr(module, "SHORT", short)
     config = LlamaConfig(
         vocab_size=100, dim=192, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, ffn_dim=512
     )
     model, kept = Llama(config), {}
     add_lora(model, 1, 1.0)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(tensor):
-        if tensor.shape[:1] == (2,):  # not the weights: what has a row for each of the batch
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.randn(2, 40, 192, requires_grad=True)
+    x = torch.randn(1, 2 * 100, 192, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        y = model.hidden(x)
+        y = model.hidden(x, packing=Packing.of([100, 100], 0))
     measured = sum(kept.values())
-    estimate = memory.activations(config, 2 * 40, torch.float32, recompute=False)
+    estimate = memory.activations(config, 2, 100, torch.float32, recompute=False)
     assert y.requires_grad and 0.9 <= measured / estimate <= 1.1
 
 
