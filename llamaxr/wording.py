@@ -9,8 +9,8 @@ is used to, and no image tells who will sign. A model that learns from reports a
 at once, and writing the likeliest word after the likeliest word then mixes them: its report of a normal study
 is like nobody's. With one wording for one content, all that is left to learn comes from the image.
 
-The search is that for the best constant report (metrics/baselines.py), once for each set of findings instead
-of once for all, among the reports with the same or the most similar findings.
+The search is that for the best constant report (metrics/baselines.py), longer and annealed, once for each set
+of findings instead of once for all, among the reports with the same or the most similar findings.
 """
 
 import contextlib
