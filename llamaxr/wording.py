@@ -16,15 +16,14 @@ of findings instead of once for all, among the reports with the same or the most
 import contextlib
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from .checkpoint import write_json
 from .metrics import baselines, coco, findings, overlap, table
+from .workers import pool
 
 BETA = 1.05  # recall's weight in `likeness`: with it texts are as long as people's, on average
 Kind = frozenset[tuple[str, str]]  # (finding, "") and (finding, side) of all that a report asserts
@@ -65,9 +64,8 @@ def typical(
             yield kind, own, [among[i] for i in nearest], n_changes + n_more * same, seed
 
     texts = {}
-    # Forked, as in data/phantom.py: a spawned worker would import all of train.py, torch included, first.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        for done, (kind, text) in enumerate(pool.map(_search, searches()), 1):
+    with pool(workers) as processes:
+        for done, (kind, text) in enumerate(processes.map(_search, searches()), 1):
             texts[kind] = text
             if progress:
                 progress("finding typical words", done, len(asked))

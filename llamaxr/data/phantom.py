@@ -6,15 +6,14 @@ where no patient's image can be had. `imagine` draws the findings of a study, dr
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..workers import pool
 from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
 from .study import SPLITS, VIEWS, Study
 
@@ -165,9 +164,8 @@ def make_studies(
         splits = [split for split, n in zip(SPLITS, settings["counts"], strict=True) for _ in range(n)]
         jobs = [(images, seed, i, split, size) for i, split in enumerate(splits)]
         rows = []
-        # Forked, as DataLoader does: a spawned worker would import all of train.py, torch included, first.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-            for row in pool.map(_make_study, jobs, chunksize=16):
+        with pool(workers) as processes:
+            for row in processes.map(_make_study, jobs, chunksize=16):
                 rows.append(row)
                 if progress:
                     progress(len(rows))

@@ -1,0 +1,46 @@
+"""Worker processes work in order, and none outlives the process that started it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llamaxr.workers import pool
+
+
+def test_results_come_in_order():
+    with pool(3) as processes:
+        assert list(processes.map(abs, [-3, 2, -1])) == [3, 2, 1]
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_leaves_no_worker(told):
+    code = """if True:
+        import time
+        from llamaxr.workers import pool
+        with pool(3) as processes:
+            for _ in range(3):
+                processes.submit(time.sleep, 0.2)
+            print(*processes._processes, flush=True)
+            time.sleep(60)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 3 and all(alive(pid) for pid in workers)
+    parent.send_signal(told)
+    parent.wait()
+    until = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a zombie, which nobody waits for here, does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
