@@ -60,9 +60,10 @@ def activations(config: LlamaConfig, rows: int, time: int, dtype: torch.dtype, r
     scores instead, and k and v for each of the queries' heads. With recompute only its input, and one block's
     whole at a time.
     """
-    heads = (3 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     if dtype == torch.float32 and time <= SHORT:
         heads = config.n_heads * (4 * config.head_dim + time)
+    else:
+        heads = (3 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     tokens, block = rows * time, 4 * config.dim + heads + 3 * config.ffn_dim
     numbers = config.n_layers * config.dim + block if recompute else config.n_layers * block
     return tokens * numbers * dtype.itemsize

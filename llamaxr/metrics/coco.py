@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from .overlap import lcs, places
+from .overlap import f_measure, lcs, places
 
 CONVENTION = "COCO: corpus BLEU, ROUGE-L (beta 1.2), CIDEr, METEOR 1.5 of reports cleaned as by R2Gen"
 CONVENTION_COMPAT = CONVENTION + ", cut to 59 words, rare words replaced (--r2gen-compat)"
@@ -119,10 +119,9 @@ def score(
 
 
 def _rouge_l(truth: list[str], said: list[str], beta: float = 1.2) -> float:
-    if not truth or not said or not (common := lcs(places(truth), len(truth), said)):
+    if not truth or not said:
         return 0.0
-    precision, recall = common / len(said), common / len(truth)
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return f_measure(lcs(places(truth), len(truth), said), len(truth), len(said), beta)
 
 
 def frequencies(references: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:

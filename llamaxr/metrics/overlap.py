@@ -148,7 +148,7 @@ class Together:
         row = _last_row(self.bits, self.ones, words)
         raw = np.frombuffer(row.to_bytes(self.ones.bit_length() // 8 + 1, "little"), np.uint8)
         left = np.add.reduceat(np.unpackbits(raw, bitorder="little"), self.starts, dtype=np.int64)
-        return _f_of(self.lengths - left, self.lengths, len(words), beta)
+        return f_measure(self.lengths - left, self.lengths, len(words), beta)
 
     def rouge_n(self, words: Sequence[str], n: int, beta: float = 1.0) -> np.ndarray:
         """ROUGE-n's F-measure, of runs of n words, n 1 or 2, against each of the texts: (n_texts,)."""
@@ -156,7 +156,8 @@ class Together:
         said = [(number[run], times) for run, times in Counter(_runs(words, n)).items() if run in number]
         which, times = [at for at, _ in said], np.array([times for _, times in said], np.int32)
         both = np.minimum(held[which], times[:, None]).sum(0)  # (n_texts,)
-        return _f_of(both, self.lengths - (n - 1), max(len(words) - (n - 1), 0), beta)
+        n_runs = np.maximum(self.lengths - (n - 1), 1e-9)  # a text of one word has no pair
+        return f_measure(both, n_runs, max(len(words) - (n - 1), 0), beta)
 
     @cached_property
     def runs(self) -> dict[int, tuple[dict[tuple[str, ...], int], np.ndarray]]:
@@ -173,19 +174,20 @@ class Together:
         return counted
 
 
-def _f_of(both: np.ndarray, truth: np.ndarray, said: int, beta: float) -> np.ndarray:
-    """F-measure by how much both have, the truth has and the said have: (1 + b2) P R / (R + b2 P)."""
-    return (1 + beta**2) * both / np.maximum(beta**2 * truth + said, 1e-9)
-
-
 def _runs(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
     return zip(*(words[at:] for at in range(n)), strict=False)
+
+
+def f_measure(both, truth, said: int, beta: float = 1.0):
+    """F-measure by how much both have, the truth has and the said have: (1 + b2) P R / (R + b2 P). Numbers or
+    arrays; the truth has something."""
+    return (1 + beta**2) * both / (beta**2 * truth + said)
 
 
 def _f_measure(truth: Sequence[str], said: Sequence[str]) -> float:
     if not truth or not said:
         return 0.0
-    return 2 * lcs(places(truth), len(truth), said) / (len(truth) + len(said))
+    return f_measure(lcs(places(truth), len(truth), said), len(truth), len(said))
 
 
 def _sentence_bleu(truth: list[str], said: list[str]) -> list[float]:
