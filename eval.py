@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llamaxr import distributed, report_page
-from llamaxr.checkpoint import write_json
+from llamaxr.runs import distributed
+from llamaxr.report_page import page as report_page
+from llamaxr.runs.checkpoint import write_json
 from llamaxr.data.drawing import DRAWN
 from llamaxr.data.study import SPLITS
 from llamaxr.decoding import generate
-from llamaxr.distributed import warn
+from llamaxr.runs.distributed import warn
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import StudyFeatures, summary
+from llamaxr.runs.features import StudyFeatures, summary
 from llamaxr.metrics import baselines, meteor15, table, wordnet
 from llamaxr.metrics.findings import FINDINGS
-from llamaxr.options import option, parse
+from llamaxr.runs.options import option, parse
 from llamaxr.prompt import read_outline
-from llamaxr.run import (
+from llamaxr.runs.run import (
     CACHE,
     DATA,
     DEMO,

@@ -18,10 +18,10 @@ import torch
 from llamaxr.data.study import Study
 from llamaxr.decoding import beam_search, generate, stream
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.features import study_features
-from llamaxr.options import option, parse
+from llamaxr.runs.features import study_features
+from llamaxr.runs.options import option, parse
 from llamaxr.prompt import OUTLINE
-from llamaxr.run import DEMO, newest_run, open_run, ready_to_write
+from llamaxr.runs.run import DEMO, newest_run, open_run, ready_to_write
 
 WARNING = "No output of this program is for clinical use."
 DEMO_WARNING = (

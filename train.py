@@ -21,15 +21,15 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from tqdm import tqdm
 
-from llamaxr import checkpoint, distributed
-from llamaxr.data.describe import as_text, describe
+from llamaxr.runs import checkpoint, distributed
+from llamaxr.tools.describe import as_text, describe
 from llamaxr.decoding import generate
-from llamaxr.distributed import warn
+from llamaxr.runs.distributed import warn
 from llamaxr.errors import UserError, one_line_errors
 from llamaxr.model import Batch, LlamaXR
-from llamaxr.options import from_json, parse, to_json
+from llamaxr.runs.options import from_json, parse, to_json
 from llamaxr.prompt import IGNORE
-from llamaxr.run import (
+from llamaxr.runs.run import (
     CACHE,
     RUNS,
     TrainOptions,

@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from measure import HOME, Peak, alternately, ratio, read_bandwidth, sgemm_rate, summary, write_results
 
-from llamaxr import checkpoint
+from llamaxr.runs import checkpoint
 from llamaxr.decoding import generate, stream
 from llamaxr.lora import LoRALinear, add_lora
 from llamaxr.model import LlamaXR, shared_length
 from llamaxr.projector import Projector
 from llamaxr.prompt import SLOT, study_prompt
-from llamaxr.run import ready_to_write
+from llamaxr.runs.run import ready_to_write
 from llamaxr.weights import load_llama
-from llamaxr.writing import Fp16Linear
+from llamaxr.fast.generation import Fp16Linear
 
 RANK, ALPHA, TOKENS = 16, 16.0, 64
 LOOK = 0.1  # seconds between two looks at the memory

@@ -49,7 +49,7 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 def project(grid: torch.Tensor) -> torch.Tensor:
     """Feature grid (1, channels, 7, 7) -> soft tokens (1, 49, dim)."""
     x, w = grid.flatten(2).transpose(1, 2), weights
-    x = F.layer_norm(x, x.shape[-1:], w["norm.weight"], w["norm.bias"])
+    x = (x - w["mean"]) / w["std"]
     x = F.gelu(F.linear(x, w["fc1.weight"], w["fc1.bias"]))
     return F.linear(x, w["fc2.weight"], w["fc2.bias"]) + w["place"][:1]
 

@@ -47,12 +47,12 @@ FLAT = "does not grow, as it should be: one batch is held at a time"
 def measure(size: dict) -> dict:
     import torch
 
-    from llamaxr.features import StudyFeatures
+    from llamaxr.runs.features import StudyFeatures
     from llamaxr.llama import Llama, LlamaConfig
     from llamaxr.lora import add_lora
     from llamaxr.model import LlamaXR
     from llamaxr.projector import Projector
-    from llamaxr.run import TINY_BASE
+    from llamaxr.runs.run import TINY_BASE
     from llamaxr.tokenizer import load_tokenizer
 
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ def make(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from llamaxr.llama import Llama, LlamaConfig
-    from llamaxr.run import TINY_BASE
+    from llamaxr.runs.run import TINY_BASE
 
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def floor(folder: Path) -> dict:
 
 def ours(folder: Path) -> dict:
     from llamaxr.decoding import generate
-    from llamaxr.features import StudyFeatures
+    from llamaxr.runs.features import StudyFeatures
     from llamaxr.lora import add_lora
     from llamaxr.model import LlamaXR
     from llamaxr.projector import Projector

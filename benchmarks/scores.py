@@ -41,7 +41,7 @@ def time_split(annotation: Path) -> dict:
     with timed("imports"):
         from llamaxr.metrics import table, wordnet
         from llamaxr.metrics.findings import FINDINGS
-        from llamaxr.run import CACHE
+        from llamaxr.runs.run import CACHE
     train, val, test = read_splits(annotation)
     drawn = np.random.default_rng(0).choice(len(train), len(test), replace=False)
     with timed("opening WordNet"):

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from measure import Peak, alternately, in_a_process, ratio, sgemm_rate, summary, write_results
 
-from llamaxr.features import StudyFeatures
+from llamaxr.runs.features import StudyFeatures
 from llamaxr.lora import TARGETS, add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector

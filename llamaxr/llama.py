@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import by_hand
+from .fast import training as by_hand
 
 HEAD_NUMBERS = 2**20  # of the vocabulary projection, held in 16 bits: so many exist in fp32 at once
 SHORT = 512  # positions of a row whose attention scores are kept whole when training on a CPU

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import by_hand
-from .features import StudyFeatures
+from .fast import training as by_hand
+from .runs.features import StudyFeatures
 from .llama import Llama, Packing
 from .projector import Projector
 from .prompt import IGNORE, SLOT, split_outline, study_prompt, with_outline, with_report

@@ -21,7 +21,7 @@ from pathlib import Path
 import tiktoken
 from sentencepiece import SentencePieceProcessor
 
-from .byte_level import bytes_of, ranks_and_ids, word_rule
+from .files.byte_level import bytes_of, ranks_and_ids, word_rule
 from .errors import UserError
 
 LLAMA3_WORDS = (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .densenet import DenseNet
 from .errors import UserError
-from .vision_weights import KNOWN, Progress, known_file, read_weights
+from .files.vision_weights import KNOWN, Progress, known_file, read_weights
 
 # torchxrayvision's order of outputs (its datasets.default_pathologies).
 PATHOLOGIES = (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .llama import Llama
-from .llama_config import read_config, read_json
+from .files.llama_config import read_config, read_json
 from .lora import TARGETS
 from .nf4 import NF4Linear, check_stored, rows_a_tile
 from .tokenizer import Tokenizer, load_tokenizer

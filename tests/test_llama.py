@@ -6,9 +6,9 @@ import torch
 
 from llamaxr.llama import KVCache, Llama, LlamaConfig, Packing, RopeScaling, rope_frequencies
 from llamaxr.lora import add_lora
-from llamaxr.run import TINY_BASE
+from llamaxr.runs.run import TINY_BASE
 from llamaxr.weights import load_llama
-from llamaxr.writing import merge_for_writing
+from llamaxr.fast.generation import merge_for_writing
 
 SMALL = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llamaxr.features import StudyFeatures
+from llamaxr.runs.features import StudyFeatures
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR, shared_length
 from llamaxr.projector import Projector

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from llamaxr import checkpoint
+from llamaxr.runs import checkpoint
 from llamaxr.errors import one_line_errors
 from tests.conftest import lay_out_phantoms, short_run, untimed
 

@@ -10,7 +10,7 @@ from torchvision.models import densenet121, get_model
 from torchvision.transforms.functional import normalize
 
 from llamaxr.errors import UserError
-from llamaxr.run import TrainOptions, build
+from llamaxr.runs.run import TrainOptions, build
 from llamaxr.vision import (
     DENSENET121,
     PATHOLOGIES,

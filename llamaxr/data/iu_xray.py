@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from . import iu_layouts
-from .download import download, unpack
+from ..files.download import download, unpack
 from .iu_layouts import Report, number
 from .report import compose
 from .study import SPLITS, Study, whole

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..workers import pool
+from .workers import pool
 from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
 from .study import SPLITS, VIEWS, Study
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llama import Block, KVCache, Llama, attend
-from .lora import LoRALinear
+from ..llama import Block, KVCache, Llama, attend
+from ..lora import LoRALinear
 
 
 def packs_in_16_bits(device: torch.device, dtype: torch.dtype) -> bool:

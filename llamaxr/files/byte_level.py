@@ -14,7 +14,7 @@ import json
 from itertools import chain
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # GPT-2's rule after the digits were cut out: white space before a digit ends as it does before the end.

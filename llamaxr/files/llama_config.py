@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from reprlib import repr as short  # of values of any size and kind: a few words, on one line
 
-from .errors import UserError
-from .llama import LlamaConfig, RopeScaling
+from ..errors import UserError
+from ..llama import LlamaConfig, RopeScaling
 
 LARGEST = {  # 405B has 126 layers 16,384 wide with 128 heads, 53,248 in the feed-forward, 128,256 tokens
     "vocab_size": 2**20,

@@ -30,7 +30,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 
 MAX_FILE = 2**30  # bytes; the largest known here, a ViT-B/16, has 346 MB
 MAX_OPCODES = 1_000_000  # DenseNet-121 takes 60 thousand; each costs at most some hundred bytes

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .data.download import download
-from .errors import UserError
+from .download import download
+from ..errors import UserError
 from .pickled import read_pickled
 
 nan = float("nan")

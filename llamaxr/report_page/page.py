@@ -29,15 +29,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data.study import VIEWS, Study
-from .errors import UserError
-from .features import StudyFeatures
-from .metrics.agreement import INVENTED, MISSED, OUTCOMES, RIGHT, outcomes
-from .metrics.findings import ASSERTED, locate, mentions
-from .metrics.table import BLOCKS, SYSTEM, Judged
-from .radiograph import load_radiograph
-from .vision import PATHOLOGIES, Vision
-from .vision_train import PATHOLOGIES_OF
+from ..data.study import VIEWS, Study
+from ..errors import UserError
+from ..runs.features import StudyFeatures
+from ..metrics.agreement import INVENTED, MISSED, OUTCOMES, RIGHT, outcomes
+from ..metrics.findings import ASSERTED, locate, mentions
+from ..metrics.table import BLOCKS, SYSTEM, Judged
+from ..radiograph import load_radiograph
+from ..vision import PATHOLOGIES, Vision
+from ..tools.vision_train import PATHOLOGIES_OF
 
 PAGE, SCRIPT = (Path(__file__).with_suffix(end) for end in (".html", ".js"))
 MOST = 1000  # studies in a page, some 20 MB with their images; of more, so many are drawn

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .errors import UserError
-from .lora import TARGETS, LoRALinear
-from .model import LlamaXR
+from ..errors import UserError
+from ..lora import TARGETS, LoRALinear
+from ..model import LlamaXR
 
 VERSION = 2  # of the folder's format; raise it when an older reader would misread a newer folder
 PEFT_PREFIX = "base_model.model.model."

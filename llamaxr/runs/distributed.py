@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-from .errors import UserError
+from ..errors import UserError
 
 PATIENCE = timedelta(days=1)  # rank 0 may download a data set meanwhile; torchrun sees to those that died
 

@@ -21,11 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import distributed, radiograph, vision
-from .data.study import Study
-from .errors import UserError
-from .radiograph import content_hash, load_radiograph
-from .vision import Vision
+from . import distributed
+from .. import radiograph, vision
+from ..data.study import Study
+from ..errors import UserError
+from ..radiograph import content_hash, load_radiograph
+from ..vision import Vision
 
 
 @dataclass(frozen=True)

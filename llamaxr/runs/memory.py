@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from .by_hand import CHUNK
-from .llama import SHORT, Llama, LlamaConfig
-from .lora import TARGETS, add_lora
-from .projector import Projector
+from ..fast.training import CHUNK
+from ..llama import SHORT, Llama, LlamaConfig
+from ..lora import TARGETS, add_lora
+from ..projector import Projector
 
 GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight's share: its 4 bits, an 8-bit absmax, an fp32 scale

@@ -13,7 +13,7 @@ import types
 import typing
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def option(default, help: str, choices=None, at_least=None, above=None, at_most=None):

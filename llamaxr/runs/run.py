@@ -8,24 +8,25 @@ from pathlib import Path
 import torch
 
 from . import checkpoint, distributed, memory
-from .data import iu_xray, mimic_cxr, phantom, table
-from .data.report import SECTIONS
-from .data.study import ON_MISSING, Study
-from .errors import UserError
+from ..data import iu_xray, mimic_cxr, phantom, table
+from ..data.report import SECTIONS
+from ..data.study import ON_MISSING, Study
+from ..errors import UserError
 from .features import StudyFeatures, study_features
-from .lora import add_lora
-from .model import LlamaXR
+from ..lora import add_lora
+from ..model import LlamaXR
 from .options import from_json, option
-from .projector import Projector
-from .prompt import BRIDGES
-from .vision import ImageNetVision, Vision, load_vision
-from .vision_weights import KNOWN, Progress
-from .weights import find_base, load_llama, read_config
-from .writing import merge_for_writing, packs_in_16_bits
+from ..projector import Projector
+from ..prompt import BRIDGES
+from ..vision import ImageNetVision, Vision, load_vision
+from ..files.vision_weights import KNOWN, Progress
+from ..weights import find_base, load_llama, read_config
+from ..fast.generation import merge_for_writing, packs_in_16_bits
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
 RUNS, CACHE = HOME / "runs", HOME / "cache"
-TINY_BASE, DEMO = Path(__file__).parent / "assets" / "tiny-llama", Path(__file__).parent / "assets" / "demo"
+ASSETS = HOME / "llamaxr" / "assets"
+TINY_BASE, DEMO = ASSETS / "tiny-llama", ASSETS / "demo"
 DATA = ("sample", "iu_xray", "mimic_cxr", "csv")
 LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, NF4 already: 5.7 GB instead of 16
 

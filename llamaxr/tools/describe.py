@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import mean, median
 
 from ..metrics.findings import find
-from .study import SPLITS, Study
+from ..data.study import SPLITS, Study
 
 
 def normal(study: Study) -> tuple[bool, str]:

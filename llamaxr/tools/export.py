@@ -1,8 +1,8 @@
 """A trained run for other people's programs: a PEFT adapter, or the whole model merged.
 
-    python -m llamaxr.export runs/NAME OUT            PEFT's adapter_config.json, adapter_model.safetensors,
+    python -m llamaxr.tools.export runs/NAME OUT            PEFT's adapter_config.json, adapter_model.safetensors,
                                                       and projector.safetensors beside them
-    python -m llamaxr.export runs/NAME OUT --merge    a Hugging Face checkpoint folder, adapter merged, bf16
+    python -m llamaxr.tools.export runs/NAME OUT --merge    a Hugging Face checkpoint folder, adapter merged, bf16
 
 Merging writes W + (alpha / r) B A in the place of W. What the adapter has learned to correct is the base as
 it acted, so W is the dequantised one, not that of the original file. Rounding the sum to bf16 costs a
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import checkpoint
-from .errors import UserError, one_line_errors
-from .llama import Llama
-from .lora import LoRALinear
-from .prompt import prompt_text
-from .run import base_folder, open_run
-from .weights import Stored
+from ..runs import checkpoint
+from ..errors import UserError, one_line_errors
+from ..llama import Llama
+from ..lora import LoRALinear
+from ..prompt import prompt_text
+from ..runs.run import base_folder, open_run
+from ..weights import Stored
 
 SHARD = 2**30  # bytes of a weight file, about: what is held in memory at once
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json")
@@ -121,7 +121,7 @@ def difference(llama: Llama, tokenizer, folder: Path) -> tuple[float, float, int
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m llamaxr.export",
+        prog="python -m llamaxr.tools.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

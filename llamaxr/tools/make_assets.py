@@ -1,8 +1,8 @@
 """How the embedded default was made: a tiny DenseNet, a tiny LLaMA with its tokenizer, a demo adapter.
 
-    python -m llamaxr.assets.make vision    DenseNet, trained on drawn radiographs of known findings
-    python -m llamaxr.assets.make base      tokenizer and LLaMA, trained on generated reports, text only
-    python -m llamaxr.assets.make demo      projector and LoRA: train.py's own sample run, kept
+    python -m llamaxr.tools.make_assets vision    DenseNet, trained on drawn radiographs of known findings
+    python -m llamaxr.tools.make_assets base      tokenizer and LLaMA, trained on generated reports, text only
+    python -m llamaxr.tools.make_assets demo      projector and LoRA: train.py's own sample run, kept
 
 In this order; `tokenizers` (in tests/requirements.txt) is needed for `base`. All data comes from
 data/phantom.py with seeds that the sample data never uses, so nothing here has seen a sample image.
@@ -30,10 +30,10 @@ from ..data.phantom import describe, hints, imagine, phantom
 from ..llama import Llama
 from ..prompt import prompt_text
 from ..vision import PATHOLOGIES, TINY, TINY_WEIGHTS, Vision
-from ..vision_train import PATHOLOGIES_OF, fit, to_radiographs, weights_of
-from ..vision_weights import keep
+from .vision_train import PATHOLOGIES_OF, fit, to_radiographs, weights_of
+from ..files.vision_weights import keep
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "assets"
 VISION_SEED, TEXT_SEED = 1001, 1002  # the sample data's default seed is 0
 
 
@@ -136,7 +136,7 @@ def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": special[0], "eos_token": special[1],
         "pad_token": special[2], "clean_up_tokenization_spaces": False}, indent=2) + "\n")  # fmt: skip
 
-    from ..llama_config import read_config
+    from ..files.llama_config import read_config
 
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(TEXT_SEED)
@@ -183,7 +183,7 @@ def make_demo() -> None:
 
     run = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     subprocess.run([sys.executable, "train.py", "--data", "sample", "--out", str(run)], check=True)
-    from ..checkpoint import best, read_config, write_json
+    from ..runs.checkpoint import best, read_config, write_json
 
     demo = HERE / "demo"
     shutil.rmtree(demo, ignore_errors=True)

@@ -1,6 +1,6 @@
 """What a trained run's parts know, where the scores of its reports do not tell.
 
-    python -m llamaxr.probe --run runs/NAME --split test        after python eval.py --run runs/NAME
+    python -m llamaxr.tools.probe --run runs/NAME --split test        after python eval.py --run runs/NAME
 
 Three tables (metrics/probes.py says how each is measured), also written to RUN/eval-SPLIT/probes.json:
 
@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import checkpoint
-from .data.study import SPLITS, Study
-from .distributed import warn
-from .errors import UserError, one_line_errors
-from .features import StudyFeatures, summary
-from .metrics import baselines, mesh, probes
-from .metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
-from .model import LlamaXR
-from .options import from_json, option, parse
-from .prompt import with_outline
-from .run import (
+from ..runs import checkpoint
+from ..data.study import SPLITS, Study
+from ..runs.distributed import warn
+from ..errors import UserError, one_line_errors
+from ..runs.features import StudyFeatures, summary
+from ..metrics import baselines, mesh, probes
+from ..metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
+from ..model import LlamaXR
+from ..runs.options import from_json, option, parse
+from ..prompt import with_outline
+from ..runs.run import (
     DEMO,
     TrainOptions,
     build,
@@ -41,7 +41,7 @@ from .run import (
     pick_device,
     see_studies,
 )
-from .vision import PATHOLOGIES
+from ..vision import PATHOLOGIES
 from .vision_train import LEAST, PATHOLOGIES_OF
 
 Seen = tuple[StudyFeatures, Study]

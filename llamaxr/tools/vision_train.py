@@ -1,7 +1,7 @@
 """A DenseNet learns to see: its 18 scores, trained on a data set's images and what its reports assert.
 
-    python -m llamaxr.vision_train --data sample --out cache/mine.safetensors
-    python -m llamaxr.vision_train --data iu_xray --root DIR --architecture densenet121 --out FILE
+    python -m llamaxr.tools.vision_train --data sample --out cache/mine.safetensors
+    python -m llamaxr.tools.vision_train --data iu_xray --root DIR --architecture densenet121 --out FILE
 
 For where no published weights can be had, or none that fit: `train.py --vision FILE` takes what this writes.
 Beside the scores the grid learns to say which finding is on which side, read off it by a linear layer that is
@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data.study import Study
-from .errors import UserError, one_line_errors
-from .metrics.findings import find, locate
-from .metrics.probes import auroc
-from .options import option, parse
-from .radiograph import load_radiograph
-from .run import CACHE, DATA, TrainOptions, load_studies, pick_device
-from .vision import DENSENET121, PATHOLOGIES, TINY, Vision
-from .vision_weights import keep
+from ..data.study import Study
+from ..errors import UserError, one_line_errors
+from ..metrics.findings import find, locate
+from ..metrics.probes import auroc
+from ..runs.options import option, parse
+from ..radiograph import load_radiograph
+from ..runs.run import CACHE, DATA, TrainOptions, load_studies, pick_device
+from ..vision import DENSENET121, PATHOLOGIES, TINY, Vision
+from ..files.vision_weights import keep
 
 # Which of torchxrayvision's 18 pathologies a finding of metrics/findings.py is.
 PATHOLOGIES_OF = {

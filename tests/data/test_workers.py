@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llamaxr.workers import pool
+from llamaxr.data.workers import pool
 
 
 def test_results_come_in_order():
@@ -19,7 +19,7 @@ def test_results_come_in_order():
 def test_a_killed_process_leaves_no_worker(told):
     code = """if True:
         import time
-        from llamaxr.workers import pool
+        from llamaxr.data.workers import pool
         with pool(3) as processes:
             for _ in range(3):
                 processes.submit(time.sleep, 0.2)

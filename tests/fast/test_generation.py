@@ -2,12 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from llamaxr import memory, writing
+from llamaxr.runs import memory
+from llamaxr.fast import generation as writing
 from llamaxr.decoding import beam_search, generate
 from llamaxr.llama import KVCache, Llama, LlamaConfig, Packing
 from llamaxr.lora import LoRALinear, add_lora
 from llamaxr.nf4 import NF4Linear
-from llamaxr.writing import Fp16Linear, MergedBlock, merge_for_writing
+from llamaxr.fast.generation import Fp16Linear, MergedBlock, merge_for_writing
 
 SIZES = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "ffn_dim": 128}
 

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from llamaxr.byte_level import joined_otherwise
+from llamaxr.files.byte_level import joined_otherwise
 from llamaxr.errors import UserError
 from llamaxr.tokenizer import load_tokenizer
 

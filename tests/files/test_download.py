@@ -12,7 +12,7 @@ import pytest
 
 from llamaxr.data import download as module
 from llamaxr.data import iu_xray
-from llamaxr.data.download import download, unpack
+from llamaxr.files.download import download, unpack
 from llamaxr.errors import UserError
 
 BODY = bytes(range(256)) * 4000  # about a megabyte

@@ -9,7 +9,7 @@ import pytest
 
 from llamaxr.errors import UserError
 from llamaxr.llama import LlamaConfig, RopeScaling
-from llamaxr.llama_config import read_config
+from llamaxr.files.llama_config import read_config
 
 LLAMA_31_8B = {  # as Meta published it, without what is of no consequence here
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "bos_token_id": 128000,

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from llamaxr import pickled
+from llamaxr.files import pickled
 from llamaxr.errors import UserError
-from llamaxr.pickled import LEGACY_MAGIC, LEGACY_PROTOCOL, read_pickled
+from llamaxr.files.pickled import LEGACY_MAGIC, LEGACY_PROTOCOL, read_pickled
 
 FORMATS = ("zip", "legacy")
 

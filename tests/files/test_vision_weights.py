@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import densenet121, get_model_weights
 
-from llamaxr import vision_weights
+from llamaxr.files import vision_weights
 from llamaxr.errors import UserError
 from llamaxr.vision import load_vision
-from llamaxr.vision_weights import KNOWN, OP_THRESHS, known_file, read_weights
+from llamaxr.files.vision_weights import KNOWN, OP_THRESHS, known_file, read_weights
 
 WEIGHTS = {"features.norm0.weight": torch.arange(3.0), "features.norm0.bias": torch.ones(2, 2).t()}
 

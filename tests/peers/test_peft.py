@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llamaxr import checkpoint
+from llamaxr.runs import checkpoint
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from llamaxr.byte_level import BYTE_LETTERS
+from llamaxr.files.byte_level import BYTE_LETTERS
 from llamaxr.errors import UserError
 from llamaxr.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REPORTS, sentencepiece_model, write_base

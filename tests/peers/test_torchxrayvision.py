@@ -9,7 +9,7 @@ from PIL import Image
 
 from llamaxr.radiograph import load_radiograph
 from llamaxr.vision import PATHOLOGIES, load_vision
-from llamaxr.vision_weights import KNOWN, OP_THRESHS, XRV_SETS
+from llamaxr.files.vision_weights import KNOWN, OP_THRESHS, XRV_SETS
 
 xrv = pytest.importorskip("torchxrayvision")
 

@@ -17,15 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from llamaxr import report_page
+from llamaxr.report_page import page as report_page
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
-from llamaxr.features import study_features
+from llamaxr.runs.features import study_features
 from llamaxr.metrics import table
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.vision import PATHOLOGIES, load_vision
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
 HOSTILE = (
     "</script><img src=x onerror=document.title='hacked'><script>document.title='hacked'</script>"
     "<!--<script> &lt;b&gt; \u2028 ]]> ${1} @DATA@ There is a small left pleural effusion."

@@ -8,7 +8,7 @@ from bitsandbytes.optim import AdamW8bit
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from llamaxr import checkpoint
+from llamaxr.runs import checkpoint
 from llamaxr.errors import UserError
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR

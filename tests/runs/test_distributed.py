@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamaxr import checkpoint, distributed
+from llamaxr.runs import checkpoint, distributed
 from llamaxr.data.study import Study
-from llamaxr.features import study_features
+from llamaxr.runs.features import study_features
 from llamaxr.vision import load_vision
 from tests.conftest import lay_out_phantoms, short_run, untimed
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(HOME))
 train, evaluate = (importlib.import_module(name) for name in ("train", "eval"))
 ROUNDING = {"rel": 1e-5}
@@ -182,8 +182,8 @@ def test_an_evaluation_that_three_processes_began_is_ended_by_another_number(n, 
 LOOK = """
 import pickle, sys, torch
 from pathlib import Path
-from llamaxr import distributed
-from llamaxr.features import study_features
+from llamaxr.runs import distributed
+from llamaxr.runs.features import study_features
 from llamaxr.vision import load_vision
 cpu, looked, unreadable, cache = torch.device("cpu"), [], [], Path(sys.argv[2])
 distributed.start(cpu)
@@ -219,7 +219,7 @@ def test_each_process_looks_at_its_share_of_the_images_and_has_them_all(root, tm
 TOGETHER = """
 import sys, torch, time
 from pathlib import Path
-from llamaxr import distributed
+from llamaxr.runs import distributed
 from llamaxr.errors import one_line_errors
 folder = Path(sys.argv[1])
 device = distributed.start(torch.device(sys.argv[2]))

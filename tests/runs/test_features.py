@@ -8,11 +8,11 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 
-from llamaxr import features
+from llamaxr.runs import features
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
-from llamaxr.features import study_features
+from llamaxr.runs.features import study_features
 from llamaxr.radiograph import load_radiograph
 from llamaxr.vision import load_vision
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from llamaxr import llama, memory
+from llamaxr import llama
+from llamaxr.runs import memory
 from llamaxr.llama import Llama, LlamaConfig, Packing
 from llamaxr.lora import add_lora
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from llamaxr.errors import UserError
-from llamaxr.options import from_json, option, parse, to_json
-from llamaxr.run import TrainOptions
+from llamaxr.runs.options import from_json, option, parse, to_json
+from llamaxr.runs.run import TrainOptions
 
 
 @dataclass(frozen=True)

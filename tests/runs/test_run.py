@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from llamaxr import run
+from llamaxr.runs import run
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
 from llamaxr.lora import LoRALinear
-from llamaxr.run import (
+from llamaxr.runs.run import (
     LLAMA_8B,
     TrainOptions,
     check_memory,

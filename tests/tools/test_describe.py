@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
-from llamaxr.data.describe import as_text, describe, normal
+from llamaxr.tools.describe import as_text, describe, normal
 from llamaxr.data.study import Study
 
 A, B = Path("a.png"), Path("b.png")

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llamaxr import checkpoint, export
+from llamaxr.runs import checkpoint
+from llamaxr.tools import export
 from llamaxr.errors import UserError
 from llamaxr.lora import LoRALinear, add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.nf4 import NF4Linear
 from llamaxr.projector import Projector
-from llamaxr.run import DEMO, TINY_BASE
+from llamaxr.runs.run import DEMO, TINY_BASE
 from llamaxr.weights import load_llama
 
 peft = pytest.importorskip("peft")

@@ -1,4 +1,4 @@
-"""python -m llamaxr.probe on a small run of phantoms: what it leaves, prints, and refuses."""
+"""python -m llamaxr.tools.probe on a small run of phantoms: what it leaves, prints, and refuses."""
 
 import json
 import math
@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import train
-from llamaxr import probe
+from llamaxr.tools import probe
 from llamaxr.data.study import Study
 from llamaxr.errors import one_line_errors
-from llamaxr.features import StudyFeatures
+from llamaxr.runs.features import StudyFeatures
 from llamaxr.metrics.findings import find
-from llamaxr.run import load_vision
+from llamaxr.runs.run import load_vision
 from llamaxr.vision import PATHOLOGIES
 from tests.conftest import lay_out_phantoms
 

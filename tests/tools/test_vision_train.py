@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from llamaxr import vision_train
+from llamaxr.tools import vision_train
 from llamaxr.data.phantom import make_studies
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.vision import PATHOLOGIES, TINY, Vision, load_vision
-from llamaxr.vision_train import (
+from llamaxr.tools.vision_train import (
     LEAST,
     PATHOLOGIES_OF,
     fit,
