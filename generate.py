@@ -1,119 +1,108 @@
-"""Write the report of a radiograph study.
+"""Generate the report of a radiograph study.
 
-    python generate.py image.png                          the newest run, or the demo where there is none
+    python generate.py image.png                          the newest run; the embedded demo if there is none
     python generate.py frontal.png lateral.png --run runs/NAME
-    python generate.py *.png --each --json                each image a study of its own, one object a line
+    python generate.py *.png --each --json                each image is a study; one JSON object per line
 
-The report alone goes to stdout; what it runs on, and warnings, go to stderr. PNG, JPEG and DICOM are read.
+Only the report goes to stdout; the run and warnings go to stderr. Reads PNG, JPEG and DICOM.
 """
 
-import codecs
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from llamaxr.data.study import Study
+from llamaxr.data.outline import OUTLINE, split_outline  # the line of findings before a report
+from llamaxr.data.study import Study  # image files, and a report if there is one
 from llamaxr.decoding import beam_search, generate, stream
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.runs.features import study_features
-from llamaxr.runs.options import option, parse
-from llamaxr.prompt import OUTLINE
-from llamaxr.runs.run import DEMO, newest_run, open_run, ready_to_write
-
-WARNING = "No output of this program is for clinical use."
-DEMO_WARNING = (
-    "The embedded demo learned from drawn phantoms: what it writes of a patient's image is a demonstration."
-)
+from llamaxr.runs.features import study_features  # DenseNet's output for each study
+from llamaxr.runs.options import DEVICE_HELP, DEVICES, PLAIN_HELP, RUN_HELP, option, parse  # flags
+from llamaxr.runs.reports import decode_stream  # tokens to text as they come
+from llamaxr.runs.run import default_run, open_run, prepare_for_generation  # a trained run, loaded
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    run: Path | None = option(None, "run folder; the newest under runs/, or the embedded demo, if not given")
-    each: bool = option(
-        False, "treat each image as a study of its own (else: one frontal, or frontal and lateral)"
-    )
-    json: bool = option(False, "print one JSON object a study: images, report, run")
-    temperature: float = option(
-        0.0, "0 takes the likeliest token; above, tokens are drawn", at_least=0, at_most=10
-    )
-    top_p: float = option(1.0, "when drawing: share of probability to draw from", above=0, at_most=1)
-    beams: int = option(1, "beams of the search; above 1, temperature must be 0", at_least=1, at_most=64)
+    run: Path | None = option(None, RUN_HELP)
+    each: bool = option(False, "each image is a study of its own, not one frontal and one lateral")
+    json: bool = option(False, "print one JSON object per study: images, report, run")
+    temperature: float = option(0.0, "0 is greedy decoding; above 0, sample", at_least=0, at_most=10)
+    top_p: float = option(1.0, "sample from the top tokens of this probability", above=0, at_most=1)
+    beams: int = option(1, "beams of beam search; 1 means none", at_least=1, at_most=64)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
-    batch: int = option(16, "studies written together", at_least=1)
-    seed: int = option(0, "seed of drawn tokens", at_least=0)
-    device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
+    batch: int = option(16, "studies generated together", at_least=1)
+    seed: int = option(0, "seed of sampling", at_least=0)
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    plain: bool | None = option(None, PLAIN_HELP)
 
 
 def main(argv: list[str] | None = None) -> None:
-    options, extra, _ = parse(GenerateOptions, __doc__, argv, {"images": {
-        "nargs": "+", "type": Path, "metavar": "IMAGE", 
-        "help": "frontal [lateral]; with --each any number"}})  # fmt: skip
+    images = {"nargs": "+", "type": Path, "metavar": "IMAGE", "help": "frontal [lateral]; any with --each"}
+    options, extra = parse(GenerateOptions, __doc__, argv, {"images": images})
     if not options.each and len(extra.images) > 2:
-        raise UserError(
-            f"{len(extra.images)} images: a study has a frontal and a lateral; use --each for one study each"
-        )
+        raise UserError(f"{len(extra.images)} images for one study; use --each to make each image a study")
     if options.beams > 1 and options.temperature > 0:
         raise UserError("--beams and --temperature exclude each other; leave one out")
-    for image in extra.images:  # before a model is loaded for it
-        if not image.exists():
-            raise UserError(f"no radiograph at {image}: check the path")
-    groups = [[image] for image in extra.images] if options.each else [extra.images]
-    studies = [Study(str(i), g[0], g[1] if len(g) > 1 else None, "", "test") for i, g in enumerate(groups)]
+    if missing := [str(image) for image in extra.images if not image.exists()]:
+        raise UserError(f"no radiograph at {', '.join(missing)}: check the path")
+    groups = [[image, None] for image in extra.images] if options.each else [[*extra.images, None][:2]]
+    studies = [Study(str(i), *group, report="", split="test") for i, group in enumerate(groups)]
 
-    run = options.run or newest_run() or DEMO
-    trained, vision, model, step = open_run(run, options.device)
+    run = options.run or default_run()
+    trained, vision, model, checkpoint = open_run(run, options.device, options.plain)
     device = model.projector.place.device
-    ready_to_write(model, device, min(options.batch, len(groups)) * options.beams, options.max_tokens)
-    print(f"{run} ({step.name}, base {trained.base}, vision {trained.vision}) on {device}. {WARNING}",
-          file=sys.stderr)  # fmt: skip
-    if trained.data == "sample":
-        print(DEMO_WARNING, file=sys.stderr)
-    seen = study_features(vision, studies, device)
+    if not trained.plain:
+        rows = min(options.batch, len(studies)) * options.beams
+        prepare_for_generation(model, device, rows, options.max_tokens)
+    print(
+        f"{run} ({checkpoint.name}), base {trained.base}, vision {trained.vision}, {device}", file=sys.stderr
+    )
+    note = "This model was trained on drawn images only. " if trained.data == "sample" else ""
+    print(f"{note}No output of this program is for clinical use.", file=sys.stderr)
+    features = study_features(vision, studies, device)
     generator = torch.Generator(device).manual_seed(options.seed)
-    how = {"temperature": options.temperature, "top_p": options.top_p, "generator": generator}
-    eos = model.tokenizer.eos_ids
+    sampling = {"temperature": options.temperature, "top_p": options.top_p, "generator": generator}
     with torch.inference_mode():
-        for at in range(0, len(groups), options.batch):
-            batch = model.collate(seen[at : at + options.batch]).to(device)
-            prompts = model.embed(batch), batch.padding, eos, options.max_tokens
-            if len(groups) == 1 and not options.json and options.beams == 1:
-                write_as_it_comes(model, stream(model.llama, *prompts, **how))
-                return
+        for i in range(0, len(studies), options.batch):
+            batch = model.collate(features[i : i + options.batch]).to(device)
+            prompts = model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens
+            if len(studies) == 1 and not options.json and options.beams == 1:
+                steps = stream(model.llama, *prompts, **sampling)
+                return print_stream(decode_stream(model.tokenizer, steps), trained.outline)
             if options.beams > 1:
-                rows = beam_search(model.llama, *prompts, n_beams=options.beams, shared=batch.shared)
+                rows = beam_search(model.llama, *prompts, options.beams)
             else:
-                rows = generate(model.llama, *prompts, **how, shared=batch.shared)
-            for images, row in zip(groups[at : at + options.batch], rows, strict=True):
-                outline, report = model.said(row)
+                rows = generate(model.llama, *prompts, **sampling)
+            for study, row in zip(studies[i : i + options.batch], rows, strict=True):
+                outline, report = split_outline(model.tokenizer.decode(row))
                 if options.json:
-                    said = {"findings": outline} if model.outline else {}
-                    said |= {"images": [str(i) for i in images], "report": report, "run": str(run)}
-                    report = json.dumps(said)
-                elif len(groups) > 1:
-                    report = f"{images[0]}: {report}"
+                    findings = {"findings": outline} if trained.outline else {}
+                    images = [str(path) for _, path in study.views]
+                    report = json.dumps({**findings, "images": images, "report": report, "run": str(run)})
+                elif len(studies) > 1:
+                    report = f"{study.frontal}: {report}"
                 print(report, flush=True)
 
 
-def write_as_it_comes(model, steps) -> None:
-    """Print the one report token by token; a letter of several bytes waits until it is whole. An outline is
-    not the report: it goes to stderr."""
-    decoder, held = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""  # held: None once begun
-    for (token,) in steps:
-        text = decoder.decode(model.tokenizer.bytes_of(token))
-        if held is not None:
-            held = (held + text).lstrip()  # sentencepiece's first word brings a space
-            outlined = model.outline and OUTLINE.startswith(held[: len(OUTLINE)])
-            if not held or (outlined and "\n" not in held):
-                continue
-            seen, _, text = held.partition("\n") if outlined else ("", "", held)
-            held = None
-            if seen:
-                print(seen, file=sys.stderr)
-        print(text, end="", flush=True)
-    print(decoder.decode(b"", final=True), flush=True)
+def print_stream(pieces: Iterator[str], has_outline: bool) -> None:
+    """Print one report as it comes. The outline is not part of the report and goes to stderr."""
+    head, in_outline = "", False
+    for piece in pieces:  # until the report begins
+        head = (head + piece).lstrip()  # sentencepiece's first word starts with a space
+        in_outline = has_outline and OUTLINE.startswith(head[: len(OUTLINE)])
+        if not in_outline or "\n" in head:
+            break
+    if in_outline:
+        outline, _, head = head.partition("\n")
+        print(outline, file=sys.stderr)
+    print(head, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
 
 
 if __name__ == "__main__":

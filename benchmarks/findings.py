@@ -1,43 +1,39 @@
-"""Hold the labeller (metrics/findings.py) against the people who indexed IU X-ray.
+"""Measure the findings labeller (metrics/findings.py) against the people who indexed IU X-ray.
 
     python benchmarks/findings.py --reports NLMCXR_reports.tgz --annotation annotation.json
 
-Truth are the MeSH terms that Open-i's indexers gave each study, by metrics/mesh.py. They read FINDINGS and
-IMPRESSION, so both are labelled; FINDINGS alone, which is what R2Gen's split calls the report, stands beside.
-The rules were tuned on R2Gen's train studies and nothing else; `rest` are Open-i's studies outside the split.
-Studies that were not indexed, and reports without a text, are left out and counted. Micro and macro are over
-the nineteen findings, not "no finding" (with it: the line below); macro is also given over the classes with
-ten studies or more. Figures, no text of a report, go to benchmarks/results/findings.json.
+The truth is the MeSH terms that Open-i's indexers gave each study, as findings by metrics/mesh.py. The
+indexers read FINDINGS and IMPRESSION, so both are labelled; FINDINGS alone, the report of R2Gen's split, is
+beside it. The rules were tuned on R2Gen's train studies only; `rest` are Open-i's studies outside the split.
+Studies that were not indexed and reports without a text are counted as left out. Micro and macro are over the
+nineteen findings, without "no finding" (with it: the last line); macro is also over the classes with ten
+studies or more. The results, without any text of a report, are in benchmarks/results/findings.json.
 """
 
 import argparse
 import json
-import os
-import sys
 import tarfile
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HOME))
-from llamaxr.errors import UserError, one_line_errors  # noqa: E402
-from llamaxr.metrics import agreement, mesh  # noqa: E402
-from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate  # noqa: E402
+from measure import write_results
+
+from llamaxr.errors import UserError, one_line_errors
+from llamaxr.metrics import agreement, mesh
+from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 
 SPLITS = ("train", "val", "test", "rest")
-MAX_BYTES, MAX_FILES = (
-    1 << 20,
-    20_000,
-)  # of one report, which has some 10 KiB; of the archive, which has 3,955
-ENOUGH = 10  # studies, for a class's F1 to mean something
+MAX_BYTES = 1 << 20  # of one report: they have about 10 KiB
+MAX_FILES = 20_000  # in the archive: it has 3,955
+MIN_STUDIES = 10  # for a class to be `frequent`: with fewer its F1 means little
 
 
 def read_reports(path: Path) -> dict[str, tuple[str, str, list[str]]]:
     """Open-i's archive, read without unpacking: id -> FINDINGS, IMPRESSION, MeSH terms."""
     studies = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:  # a stream: nothing in it is trusted for size or place
+        with tarfile.open(path, "r|gz") as archive:  # a stream: no size or offset in it is trusted
             for i, member in enumerate(archive):
                 if i >= MAX_FILES or member.size > MAX_BYTES:
                     raise UserError(f"{path} holds more than Open-i's reports, at {member.name!r}; fetch it")
@@ -66,34 +62,59 @@ def read_split(path: Path) -> dict[str, str]:
 
 
 def compare(studies: list[tuple[str, str, list[str]]], impression: bool) -> dict:
-    """Score the labeller on the indexed studies that have a text; how many there are, and their sides."""
+    """Score the labeller on the indexed studies that have a text, and count them and their sides."""
     pairs = []
-    for findings, impressed, terms in studies:
-        text = findings + "\n\n" + impressed if impression else findings
+    for findings, conclusion, terms in studies:
+        text = findings + "\n\n" + conclusion if impression else findings
         if mesh.is_indexed(terms) and text.strip(" .\n"):
             pairs.append((mesh.mesh_locate(terms), text))
     truths = [truth for truth, _ in pairs]
     began = time.perf_counter()
-    said = [locate(text) for _, text in pairs]
+    labels = [locate(text) for _, text in pairs]
     seconds = time.perf_counter() - began
-    scores = agreement.score(truths, said, FINDINGS)
-    frequent = [n for n in FINDINGS if sum(n in t for t in truths) >= ENOUGH]
-    sided = [(t[n], s[n]) for t, s in zip(truths, said, strict=True)
-             for n in FINDINGS if t.get(n) and s.get(n)]  # fmt: skip
+    frequent = [n for n in FINDINGS if sum(n in t for t in truths) >= MIN_STUDIES]
+    sided = [(t[n], f[n]) for t, f in zip(truths, labels, strict=True)
+             for n in FINDINGS if t.get(n) and f.get(n)]  # fmt: skip
     return {
         "studies": len(pairs),
         "left_out": len(studies) - len(pairs),
         "seconds": round(seconds, 2),
-        "sides_right": sum(a == b for a, b in sided),
-        "sides_asserted": len(sided),
-        "findings": scores,
-        "frequent": {"names": frequent, **means(agreement.score(truths, said, frequent))},
-        "with_no_finding": means(agreement.score(truths, said, CLASSES)),
+        "sides": {"right": sum(a == b for a, b in sided), "asserted": len(sided)},
+        "findings": agreement.score(truths, labels, FINDINGS),
+        "frequent": {"classes": frequent, **agreement.score(truths, labels, frequent)},
+        "with_no_finding": agreement.score(truths, labels, CLASSES),
     }
 
 
-def means(scores: dict) -> dict:
-    return {key: value for key, value in scores.items() if key != "per_class"}
+def summary(result: dict) -> dict:
+    """What the results file keeps of `compare`; each score as [value, low, high]."""
+
+    def rates(scores: dict, *names: str) -> dict:
+        return {name: [scores[name], *scores["intervals"][name]] for name in names}
+
+    return {
+        **{key: result[key] for key in ("studies", "left_out", "sides")},
+        **rates(result["findings"], "micro_precision", "micro_recall", "micro_f1", "macro_f1"),
+        "macro_f1_of_frequent": rates(result["frequent"], "macro_f1")["macro_f1"],
+    }
+
+
+def write(scores: dict[str, dict[str, dict]]) -> None:
+    """benchmarks/results/findings.json, from split -> text -> `compare`."""
+    value = {
+        "command": "python benchmarks/findings.py --reports NLMCXR_reports.tgz --annotation annotation.json",
+        "configuration": {"findings": len(FINDINGS)},
+        "scores": {split: {text: summary(r) for text, r in texts.items()} for split, texts in scores.items()},
+    }
+    if "test" in scores:
+        result = scores["test"]["findings_and_impression"]
+        value["configuration"]["frequent"] = result["frequent"]["classes"]
+        value["test_classes"] = {
+            name: {**{c: int(row[c]) for c in agreement.COLUMNS[:4]}, "f1": row["f1"],
+                   **dict(zip(("low", "high"), row["intervals"]["f1"], strict=True))}
+            for name, row in result["findings"]["per_class"].items()
+        }  # fmt: skip
+    write_results("findings", value)
 
 
 def show(split: str, label: str, result: dict) -> None:
@@ -101,8 +122,9 @@ def show(split: str, label: str, result: dict) -> None:
         low, high = scores["intervals"][key]
         return f"{scores[key]:.3f} [{low:.3f}, {high:.3f}]"
 
+    sides = "{right} of {asserted}".format(**result["sides"])
     print(f"\n{split}, {label}: {result['studies']} studies ({result['left_out']} left out), "
-          f"{result['seconds']} s, sides {result['sides_right']} of {result['sides_asserted']}")  # fmt: skip
+          f"{result['seconds']} s, sides {sides}")  # fmt: skip
     print(f"{'':28s}{'n':>5s}{'found':>7s}{'missed':>8s}{'invented':>10s}  "
           f"{'precision':22s}{'recall':22s}F1")  # fmt: skip
     rows = result["findings"]["per_class"]
@@ -111,7 +133,7 @@ def show(split: str, label: str, result: dict) -> None:
         found, missed = row["right"] + row["wrong_side"], row["missed"]
         print(f"{name:28s}{found + missed:5.0f}{found:7.0f}{missed:8.0f}{row['invented']:10.0f}  "
               + "".join(f"{number(row, x):22s}" for x in ("precision", "recall", "f1")))  # fmt: skip
-    few = f"the {len(result['frequent']['names'])} of {ENOUGH} studies or more"
+    few = f"the {len(result['frequent']['classes'])} of {MIN_STUDIES} studies or more"
     for title, scores in (("nineteen findings", result["findings"]), (few, result["frequent"]),
                           (f"and {NO_FINDING}", result["with_no_finding"])):  # fmt: skip
         print(f"{title:30s}" + "  ".join(f"{m} F1 {number(scores, f'{m}_f1')}" for m in
@@ -136,13 +158,7 @@ def main() -> None:
         alone = results[split]["findings_alone"]
         print(f"FINDINGS alone ({alone['studies']} studies): micro F1 {alone['findings']['micro_f1']:.3f}, "
               f"macro F1 {alone['findings']['macro_f1']:.3f}")  # fmt: skip
-    out = HOME / "benchmarks" / "results" / "findings.json"
-    out.parent.mkdir(exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
-    temporary.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, out)
-    print(f"\nwritten: {out}")
+    write(results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a user would write instead of generate.py, with transformers + PEFT + bitsandbytes + torchvision.
+"""The script that a user would write instead of generate.py, with transformers + PEFT + bitsandbytes.
 
     python benchmarks/first_token_peer.py image.png RUN BASE DENSENET.safetensors
 
-The same work on the same files: the image is read, a DenseNet looks at it, the projector makes soft tokens, a
-base in NF4 with the run's LoRA writes the report greedily, a token at a time. Kept as short as such a script
-is. As a streamer prints whole words, the first word counts as its first token.
+It does the same work on the same files: a DenseNet extracts the image's features, the projector turns them
+into soft tokens, and a base in NF4 with the run's LoRA generates the report greedily and streams it. The
+streamer prints whole words, so the first word counts as its first token.
 """
 
 import json
@@ -28,15 +28,15 @@ HEAD = (
     "Write a response that appropriately completes the request.\n\n### Instruction:\nWrite the findings "
     "section of the radiology report for this chest radiograph study.\n\n### Input:\nfrontal view:"
 )
-image, run, base, densenet = sys.argv[1:]
+image, run, base, densenet_file = sys.argv[1:]
 step = next(Path(run).glob("step-*"))
 
-with safe_open(densenet, "pt") as file:
-    net = DenseNet(**json.loads(file.metadata()["densenet"]), num_classes=18)
-stem = net.features.conv0.out_channels
-net.features.conv0 = torch.nn.Conv2d(1, stem, 7, 2, 3, bias=False)
-net.load_state_dict(load_file(densenet))
-net.eval()
+with safe_open(densenet_file, "pt") as file:
+    densenet = DenseNet(**json.loads(file.metadata()["densenet"]), num_classes=18)
+stem = densenet.features.conv0.out_channels
+densenet.features.conv0 = torch.nn.Conv2d(1, stem, 7, 2, 3, bias=False)
+densenet.load_state_dict(load_file(densenet_file))
+densenet.eval()
 
 weights = load_file(step / "projector.safetensors")
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -58,10 +58,10 @@ with torch.inference_mode():
     pixels = xrv.utils.normalize(imread(image), 255)
     pixels = pixels.mean(2) if pixels.ndim == 3 else pixels
     pixels = Compose([xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(224)])(pixels[None])
-    grid = torch.relu(net.features(torch.from_numpy(pixels)[None].float()))
-    words = model.get_input_embeddings()
+    grid = torch.relu(densenet.features(torch.from_numpy(pixels)[None].float()))
+    embed = model.get_input_embeddings()
     ids = [tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
            for text in (HEAD, "\n\n### Response:\n")]  # fmt: skip
-    x = torch.cat([words(ids[0]), project(grid), words(ids[1])], dim=1)
+    x = torch.cat([embed(ids[0]), project(grid), embed(ids[1])], dim=1)
     model.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), max_new_tokens=300,
                    do_sample=False, streamer=TextStreamer(tokenizer, skip_special_tokens=True))  # fmt: skip

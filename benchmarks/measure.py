@@ -1,7 +1,7 @@
-"""What the benchmarks share: a step in a process of its own, its seconds, and its anonymous memory at peak.
+"""What the benchmarks share: a step in its own process, its seconds, its peak anonymous memory, the results.
 
-Anonymous memory is what a process has that is not a file's pages: what cannot be dropped and read again. A
-memory-mapped checkpoint is no part of it, and should not be: the kernel takes those pages back at will.
+Anonymous memory is what does not come from a file, so the kernel cannot drop it and read it again. A
+memory-mapped checkpoint does not count, because the kernel takes its pages back at will.
 """
 
 import json
@@ -25,26 +25,26 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """`with Peak() as peak:` ...; then peak.bytes and peak.seconds. Looks every 5 ms, or as rarely as told:
-    each look takes a core and Python's lock for a moment from what is measured."""
+    """`with Peak() as peak:` ...; then peak.bytes and peak.seconds. Memory is sampled every `every` seconds:
+    each sample takes a core and Python's lock for a moment from what is measured."""
 
     def __init__(self, every: float = 0.005):
         self.every = every
 
     def __enter__(self) -> "Peak":
-        self.bytes, self.running, self.began = anonymous_bytes(), True, time.perf_counter()
-        self.at_first = self.bytes
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.bytes = self.start_bytes = anonymous_bytes()
+        self.running, self.start = True, time.perf_counter()
+        self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
         return self
 
-    def _watch(self) -> None:
+    def _sample(self) -> None:
         while self.running:
             self.bytes = max(self.bytes, anonymous_bytes())
             time.sleep(self.every)
 
     def __exit__(self, *_) -> None:
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = time.perf_counter() - self.start
         self.running = False
         self.thread.join()
         self.bytes = max(self.bytes, anonymous_bytes())
@@ -53,22 +53,24 @@ class Peak:
         return {"seconds": round(self.seconds, 2), "peak_anonymous_GiB": round(self.bytes / 2**30, 3)}
 
 
-def in_a_process(script: str, *arguments: str) -> dict:
-    """Run `python SCRIPT ARGUMENTS` and give the JSON object that the last line of its output is."""
+def run_script(script: str, *arguments: str) -> dict:
+    """Run `python SCRIPT ARGUMENTS`; returns the JSON object in the last line of its output."""
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=HOME, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} ended with {done.returncode}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    process = subprocess.run(command, cwd=HOME, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} exited with {process.returncode}")
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def alternately(script: str, steps: tuple[str, ...], repeats: int, *arguments: str) -> dict[str, list[dict]]:
-    """Run `SCRIPT ARGUMENTS --step STEP` for each step in turn, and all again `repeats` times: what slows the
-    machine down for a while then slows all sides down. Gives what each step's runs printed, in order."""
+def run_alternately(
+    script: str, steps: tuple[str, ...], repeats: int, *arguments: str
+) -> dict[str, list[dict]]:
+    """Run `SCRIPT ARGUMENTS --step STEP` for each step in turn, `repeats` times: what slows the machine for a
+    while then slows all steps. Returns what each step's runs printed, in order."""
     runs = {step: [] for step in steps}
     for _ in range(repeats):
         for step in steps:
-            runs[step].append(in_a_process(script, *arguments, "--step", step))
+            runs[step].append(run_script(script, *arguments, "--step", step))
             print(f"{step}: {json.dumps(runs[step][-1])[:200]}", flush=True)
     return runs
 
@@ -77,34 +79,49 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """Of the medians; and the extremes of the ratio of runs that were neighbours in time."""
-    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
-    between = statistics.median(ours) / statistics.median(theirs)
-    return {"of_medians": between, "lowest": min(pairs), "highest": max(pairs)}
+def ratio(ours: list[float], peer: list[float]) -> dict[str, float]:
+    """The ratio of the medians, and the extremes of the ratio of two consecutive runs."""
+    pairs = [a / b for a, b in zip(ours, peer, strict=True)]
+    of_medians = statistics.median(ours) / statistics.median(peer)
+    return {"of_medians": of_medians, "lowest": min(pairs), "highest": max(pairs)}
+
+
+def compare(runs: dict[str, list[dict]], figure: str) -> dict[str, dict[str, float]]:
+    """Summaries of one figure for the runs of "ours" and "peer", and their ratio."""
+    values = {side: [run[figure] for run in runs[side]] for side in ("ours", "peer")}
+    return {side: summary(v) for side, v in values.items()} | {"ratio": ratio(values["ours"], values["peer"])}
+
+
+def peer_nf4(compute_dtype):
+    """The peer's quantisation: bitsandbytes' NF4 with double quantisation."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=compute_dtype)  # fmt: skip
 
 
 def sgemm_rate(n: int = 2048, repeats: int = 15) -> float:
-    """Floating-point operations a second in the product of two square fp32 matrices: the median."""
+    """Floating-point operations per second in the product of two square fp32 matrices: the median."""
     import torch
 
     a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
     seconds = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         torch.mm(a, b, out=out)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return 2 * n**3 / statistics.median(seconds)
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Ask the kernel to forget a folder's files, so that reading them means reading the disk."""
+    """Drop a folder's safetensors files from the page cache, so that they are read from disk again."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def machine() -> dict:
+    """Machine, commit and date."""
     import torch
 
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -115,21 +132,36 @@ def machine() -> dict:
 
 
 def write_results(name: str, value: dict) -> None:
+    """Write benchmarks/results/NAME.json: command, commit, date, machine, seed, configuration, then `value`,
+    which may override them. Floats have six digits; an innermost list or object is on one line."""
+    about, arguments = machine(), [Path(sys.argv[0]).name, *sys.argv[1:]]
+    source = {"command": f"python benchmarks/{' '.join(arguments)}", "commit": about.pop("commit"),
+              "date": about.pop("date"), "machine": about, "seed": 0, "configuration": {}}  # fmt: skip
+    text = json.dumps({**source, **value})
+    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.6g}"))
+    text = json.dumps(rounded, indent=2)
+    text = re.sub(r"[\[{][^\[\]{}]+[\]}]", _on_one_line, text)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.with_suffix(".tmp").write_text(json.dumps({"machine": machine(), **value}, indent=2) + "\n")
+    path.with_suffix(".tmp").write_text(text + "\n")
     path.with_suffix(".tmp").replace(path)
-    print(f"written: {path}")
+    print(f"wrote {path}")
+
+
+def _on_one_line(match: re.Match) -> str:
+    opening, *words, closing = match[0].split()
+    line = opening + " ".join(words) + closing
+    return line if "\n" in match[0] and len(line) <= 150 else match[0]
 
 
 def read_bandwidth(n_bytes: int = 2**29, repeats: int = 15) -> float:
-    """Bytes a second at which the cores read fp32 numbers from memory, at best: torch's sum of a tensor
-    sixteen times as large as the cache."""
+    """The highest rate, in bytes per second, at which the cores read memory: torch's sum of an fp32 tensor
+    sixteen times the size of the cache."""
     import torch
 
     numbers, seconds = torch.ones(n_bytes // 4), []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         numbers.sum()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return n_bytes / min(seconds)

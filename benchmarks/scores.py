@@ -1,12 +1,12 @@
-"""How long the text scores and their intervals take on R2Gen's test split, and what 200,000 reports need.
+"""Time of the text scores and their intervals on R2Gen's test split; time and memory of 200,000 reports.
 
     python benchmarks/scores.py ANNOTATION [--studies 20000 200000] [--only split many]
 
-ANNOTATION: R2Gen's annotation.json of IU X-ray. The system under test writes for each test study a training
-report drawn at random. `split` times the parts of eval.py's table for it in a process of its own; `many` runs
-`eval.py --score` on files of reports of three to eight sentences each, drawn from all reports, and watches
-its anonymous memory. WordNet is looked for as eval.py does, METEOR left out without one; METEOR 1.5 (Java) is
-left out always. Figures: benchmarks/results/scores.json.
+ANNOTATION: R2Gen's annotation.json of IU X-ray. The system under test writes a random training report for
+each test study. `split` times the parts of eval.py's table for it, in a process of its own. `many` runs
+`eval.py --score` on reports of three to eight random sentences and measures its anonymous memory. WordNet is
+found as in eval.py, and METEOR is left out without one; METEOR 1.5 (Java) is always left out. The results are
+in benchmarks/results/scores.json.
 """
 
 import argparse
@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, Peak, in_a_process, machine, write_results
+from measure import RESULTS, Peak, machine, run_script, write_results
 
 STEPS = ("split", "many")
 
 
 def read_splits(path: Path) -> list[list[str]]:
-    """The reports of train, val and test: in this order, the last under a blank name in R2Gen's file."""
+    """The reports of train, val and test, in this order; in R2Gen's file the key of test is blank."""
     return [[study["report"] for study in studies] for studies in json.loads(path.read_text()).values()]
 
 
@@ -47,18 +47,18 @@ def time_split(annotation: Path) -> dict:
     with timed("opening WordNet"):
         reader = wordnet.find(CACHE / "wordnet")
     with timed("findings of the references"):
-        truths = [table.truth_of(text) for text in test]
-    judged = table.Judged(test, [train[i] for i in drawn], truths, FINDINGS, train)
-    scorer = table.Scorer(judged, reader)
+        findings = [table.true_findings(text) for text in test]
+    evaluation = table.Evaluation(test, [train[i] for i in drawn], findings, FINDINGS, train)
+    scorer = table.Scorer(evaluation, reader)
     with timed("text scores"):
-        measured = scorer.measure(judged.generated)
+        measured = scorer.measure(evaluation.predictions)
     with timed("bootstrap, all groups"):
-        for rows in table.groups(judged).values():
+        for rows in table.groups(evaluation).values():
             scorer.scores(measured, rows)
-    with timed("writing the floors"):
-        written = table.writers(judged, val, None, seed=0)
-    with timed("the whole table"):
-        table.judge(judged, written, scorer)
+    with timed("searching the floors"):
+        systems = table.all_systems(evaluation, val, None, seed=0)
+    with timed("the complete table"):
+        table.evaluate(evaluation, systems, scorer)
     return {"studies": len(test), "meteor": reader is not None, "seconds": seconds}
 
 
@@ -93,25 +93,30 @@ def main() -> None:
     parser.add_argument("annotation", type=Path, help="R2Gen's annotation.json of IU X-ray")
     parser.add_argument("--studies", type=int, nargs="+", default=[20_000, 200_000], help="sizes for `many`")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="these measurements")
-    parser.add_argument("--step", help=argparse.SUPPRESS)  # within the process that is measured
+    parser.add_argument("--step", help=argparse.SUPPRESS)  # in the measured process
     options = parser.parse_args()
     if options.step:
         step = time_split if options.step == "split" else score_many
         print(json.dumps(step(options.annotation)))
         return
-    kept = RESULTS / "scores.json"  # what is not measured now stays as it was
-    results = json.loads(kept.read_text()) if kept.is_file() else {}
-    results.pop("machine", None)
+    path = RESULTS / "scores.json"  # what is not measured now stays in it
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    results = {part: value for part, value in results.items() if part == "split" or part.endswith("studies")}
     stamp = {"commit": machine()["commit"]}
     if "split" in options.only:
-        results["split"] = stamp | in_a_process(__file__, options.annotation, "--step", "split")
+        results["split"] = stamp | run_script(__file__, options.annotation, "--step", "split")
         print(json.dumps(results["split"]))
     for n in options.studies if "many" in options.only else ():
         with tempfile.TemporaryDirectory() as folder:
             write_many(options.annotation, n, Path(folder))
-            results[f"{n} studies"] = stamp | in_a_process(__file__, folder, "--step", "many")
+            results[f"{n} studies"] = stamp | run_script(__file__, folder, "--step", "many")
         print(n, "studies:", json.dumps(results[f"{n} studies"]), flush=True)
-    write_results("scores", results)
+    source = {
+        "command": "python benchmarks/scores.py ANNOTATION",
+        "commit": "each part's own",
+        "configuration": {"system": "random training reports"},
+    }
+    write_results("scores", {**source, **results})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Which rates, how many soft tokens: does the outline learn to see? A short run a setting, judged on val.
+"""Which learning rates and how many soft tokens suit the outline? One short run per setting, scored on val.
 
     python benchmarks/sweep.py ROOT BASE VISION [--steps 60] [--limit 148] [--only NAME ...]
 
-ROOT, BASE, VISION as train.py's. Each setting changes one thing of the first. A run learns the outline alone
-(prompt.py) for STEPS steps of 8 studies; then `eval.py --split val` counts what its outlines name: findings
-F1 against the true ones over the first LIMIT studies, with its interval. Figures go to
-benchmarks/results/sweep.json, which keeps those of settings that were not run again.
+ROOT, BASE and VISION are train.py's. Each setting differs from the first in one thing. A run learns the
+outline alone (data/outline.py) for STEPS steps of 8 studies. Then `eval.py --split val` scores the outlines:
+findings F1 against the true ones over the first LIMIT studies, with its interval. The results go to
+benchmarks/results/sweep.json, which keeps those of settings that are not run again.
 """
 
 import argparse
@@ -38,28 +38,29 @@ def main() -> None:
     for name in ("root", "base", "vision"):
         parser.add_argument(name, help="as train.py's option")
     parser.add_argument("--steps", type=int, default=60, help="steps of 8 studies")
-    parser.add_argument("--limit", type=int, default=148, help="studies of val to judge by")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="these settings")
+    parser.add_argument("--limit", type=int, default=148, help="val studies to score")
+    parser.add_argument(
+        "--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="run these settings only"
+    )
     parser.add_argument("--cache", help="as train.py's option")
-    given = parser.parse_args()
-    cache = ["--cache", given.cache] if given.cache else []
+    args = parser.parse_args()
+    cache = ["--cache", args.cache] if args.cache else []
     path = RESULTS / "sweep.json"
     results = json.loads(path.read_text())["settings"] if path.is_file() else {}
-    for name in given.only:
+    for name in args.only:
         with tempfile.TemporaryDirectory() as folder:
             setting = [word for key, value in SETTINGS[name].items() for word in (f"--{key}", value)]
-            data = ["--data", "iu_xray", "--root", given.root, *cache]
-            models = ["--base", given.base, "--vision", given.vision, "--dtype", "bf16"]
-            steps = ["--steps", given.steps, "--val-every", given.steps]
-            steps += ["--outline-share", 1, "--wording", "own"]  # an outline is the same in all wordings
+            data = ["--data", "iu_xray", "--root", args.root, *cache]
+            models = ["--base", args.base, "--vision", args.vision, "--dtype", "bf16"]
+            steps = ["--steps", args.steps, "--val-every", args.steps, "--outline-share", 1]
             run("train.py", *data, *models, *steps, "--n-samples", 0, "--out", f"{folder}/run", *setting)
-            judge = ["--split", "val", "--limit", given.limit, "--batch", given.limit, "--max-tokens", 32]
-            run("eval.py", "--run", f"{folder}/run", *judge)
-            found = json.loads(Path(folder, "run/eval-val/results.json").read_text())
-        judged = found["groups"]["all"]["writers"]
-        results[name] = judged["outline"]["findings"]["micro_f1"]
+            first = ["--split", "val", "--limit", args.limit, "--batch", args.limit, "--max-tokens", 32]
+            run("eval.py", "--run", f"{folder}/run", *first)
+            scores = json.loads(Path(folder, "run/eval-val/results.json").read_text())
+        results[name] = scores["groups"]["all"]["writers"]["outline"]["findings"]["micro_f1"]
         print(f"{name}: outline F1 {results[name]}", flush=True)
-        write_results("sweep", {"steps": given.steps, "studies": given.limit, "settings": results})
+        configuration = {"base": args.base, "steps": args.steps, "studies": args.limit}
+        write_results("sweep", {"configuration": configuration, "settings": results})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Measure what a second process is worth: train.py alone against train.py under torchrun, a thread each.
+"""How much a second process speeds up training: train.py alone and under torchrun, one thread per process.
 
     python benchmarks/torchrun.py                                            on the embedded sample
-    python benchmarks/torchrun.py --root IU_XRAY --base LLAMA_DIR            on IU X-ray, with a base of yours
+    python benchmarks/torchrun.py --root IU_XRAY --base LLAMA_DIR            on IU X-ray, with your base
 
-The same steps three times: by one process; by two under torchrun; and, for the limit that the machine itself
-sets (its cores share caches and memory), by two that know nothing of each other and each do all of it. Steps
-are timed from outside, by when their lines come into metrics.jsonl, the first and the last left out: one
-warms up, one validates. Features are kept beforehand, by a run of one step. Figures go to
-benchmarks/results/torchrun.json, beside those of the other work.
+The same steps run three times: in one process, in two under torchrun, and in two independent processes that
+each take all steps. The last is the limit of the machine, whose cores share caches and memory. Steps are
+timed by the arrival of their lines in metrics.jsonl. The first step, which warms up, and the last, which
+validates, are left out. A run of one step fills the feature cache beforehand. The results go to
+benchmarks/results/torchrun.json, which keeps those of the other data set.
 """
 
 import argparse
@@ -25,31 +25,34 @@ BATCH = 8
 
 
 def run_all(runs: list[Path], options: list[str], processes: int = 1) -> list[tuple[list[float], list[dict]]]:
-    """train.py once for each run folder, all at the same time, one thread a process; for each the seconds at
-    which lines came into its metrics.jsonl, looked at every 5 ms, and these lines."""
-    how = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--"] if processes > 1 else []
-    started, times = [], [[] for _ in runs]
+    """Run train.py for all run folders at once, one thread per process. Returns for each run the times when
+    lines arrived in its metrics.jsonl (sampled every 5 ms), and the lines."""
+    launcher = (
+        ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--"] if processes > 1 else []
+    )
+    children, times = [], [[] for _ in runs]
     for run in runs:
-        command = [sys.executable, *how, "train.py", *options, "--device", "cpu", "--out", str(run)]
-        with run.with_suffix(".log").open("w") as said:
+        command = [sys.executable, *launcher, "train.py", *options, "--device", "cpu", "--out", str(run)]
+        with run.with_suffix(".log").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            started.append(subprocess.Popen(command, cwd=HOME, env=environment, stdout=said, stderr=said))
+            children.append(subprocess.Popen(command, cwd=HOME, env=environment, stdout=log, stderr=log))
     logs = [run / "metrics.jsonl" for run in runs]
-    while any(process.poll() is None for process in started):
-        for log, seen in zip(logs, times, strict=True):
+    while any(process.poll() is None for process in children):
+        for log, arrivals in zip(logs, times, strict=True):
             n = log.read_bytes().count(b"\n") if log.is_file() else 0
-            seen += [time.perf_counter()] * (n - len(seen))
+            arrivals += [time.perf_counter()] * (n - len(arrivals))
         time.sleep(0.005)
-    for process, run in zip(started, runs, strict=True):
+    for process, run in zip(children, runs, strict=True):
         if process.returncode:
-            said = run.with_suffix(".log").read_text()
-            sys.exit(f"error: train.py ended with {process.returncode}:\n{said}")
+            output = run.with_suffix(".log").read_text()
+            sys.exit(f"error: train.py exited with {process.returncode}:\n{output}")
     lines = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
     return list(zip(times, lines, strict=True))
 
 
 def measure(options: list[str], steps: int) -> dict:
-    """Studies per second by one process, by two together, by two side by side; how far the losses differ."""
+    """Studies per second of one process, two under torchrun and two side by side; how far the losses
+    differ."""
     options = [*options, "--batch", str(BATCH), "--val-every", "9999", "--val-studies", "8"]
     options += ["--n-samples", "0"]
     with tempfile.TemporaryDirectory() as folder:
@@ -59,21 +62,23 @@ def measure(options: list[str], steps: int) -> dict:
         two = run_all([Path(folder, "two")], options, processes=2)
         beside = run_all([Path(folder, "left"), Path(folder, "right")], options)
 
-    def speed(seen: list[float]) -> float:  # line 0 is the validation before step 1
-        return BATCH * (steps - 2) / (seen[steps - 1] - seen[1])
+    def speed(arrivals: list[float]) -> float:  # line 0 is the validation before step 1
+        return BATCH * (steps - 2) / (arrivals[steps - 1] - arrivals[1])
 
     def losses(lines: list[dict]) -> list[float]:
         return [line[key] for line in lines for key in ("loss", "val_loss") if key in line]
 
     alone, together = speed(one[0][0]), speed(two[0][0])
-    limit = sum(speed(seen) for seen, _ in beside)
+    limit = sum(speed(arrivals) for arrivals, _ in beside)
     pairs = list(zip(losses(one[0][1]), losses(two[0][1]), strict=True))
+    about = machine()
     return {
-        **machine(), "options": options, "timed_studies": BATCH * (steps - 2),
+        "commit": about["commit"], "date": about["date"], "options": " ".join(options),
+        "timed_studies": BATCH * (steps - 2),
         "studies_per_s": {"one": alone, "two under torchrun": together, "two side by side": limit},
-        "efficiency": together / (2 * alone), "efficiency_of_the_machine": limit / (2 * alone),
-        "largest_relative_difference_of_losses": max(abs(a - b) / a for a, b in pairs),
-        "losses_one": [a for a, _ in pairs], "losses_two": [b for _, b in pairs],
+        "efficiency": together / (2 * alone), "machine_efficiency": limit / (2 * alone),
+        "largest_relative_loss_difference": max(abs(a - b) / a for a, b in pairs),
+        "losses_one": [a for a, _ in pairs],
     }  # fmt: skip
 
 
@@ -83,23 +88,25 @@ def main() -> None:
     )
     parser.add_argument("--root", type=Path, help="IU X-ray in one of its forms; with --base")
     parser.add_argument("--base", type=Path, help="Llama checkpoint folder to train on it")
-    parser.add_argument("--cache", type=Path, help="folder for what is kept of images")
-    parser.add_argument("--steps", type=int, default=6, help="of which the first and last are not timed")
-    options = parser.parse_args()
-    name, what = "sample", ["--data", "sample"]
-    if options.root and options.base:
-        name, what = "iu_xray", ["--data", "iu_xray", "--root", str(options.root)]
-        what += ["--base", str(options.base), "--grid", "4", "--outline-share", "0", "--wording", "own"]
-    if options.cache:
-        what += ["--cache", str(options.cache)]
-    figures = measure(what, options.steps)
-    per_s = ", ".join(f"{how} {speed:.2f}" for how, speed in figures["studies_per_s"].items())
-    rest = "efficiency {efficiency:.2f}, the machine's own {efficiency_of_the_machine:.2f}; "
-    rest += "losses differ by {largest_relative_difference_of_losses:.1e}"
+    parser.add_argument("--cache", type=Path, help="folder of drawn images and features")
+    parser.add_argument("--steps", type=int, default=6, help="steps; the first and the last are not timed")
+    args = parser.parse_args()
+    name, arguments = "sample", ["--data", "sample"]
+    if args.root and args.base:
+        name, arguments = "iu_xray", ["--data", "iu_xray", "--root", str(args.root)]
+        arguments += ["--base", str(args.base), "--grid", "4", "--outline-share", "0"]
+    if args.cache:
+        arguments += ["--cache", str(args.cache)]
+    figures = measure(arguments, args.steps)
+    per_s = ", ".join(f"{processes} {speed:.2f}" for processes, speed in figures["studies_per_s"].items())
+    rest = "efficiency {efficiency:.2f}, the machine's limit {machine_efficiency:.2f}; "
+    rest += "losses differ by {largest_relative_loss_difference:.1e}"
     print(f"{name}: {per_s} studies/s; {rest.format(**figures)}")
     path = RESULTS / "torchrun.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    write_results("torchrun", {**kept, "machine": machine(), name: figures})
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    others = {data: earlier[data] for data in ("sample", "iu_xray") if data in earlier}
+    configuration = {"threads": "one per process", "backend": "gloo"}
+    write_results("torchrun", {"configuration": configuration, **others, name: figures})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""DenseNet (Huang et al. 2017, its bottleneck and compression form): the network that looks at a radiograph.
+"""DenseNet (Huang et al. 2017, the form with bottlenecks and compression): the network that sees.
 
-A layer adds growth_rate channels to all that its block has computed before, and reads all of it. Between
-blocks a transition halves channels and sides. An image of 224 x 224 ends as a grid of 7 x 7.
+Each layer reads everything that its block has computed so far and adds growth_rate channels to it. Between
+blocks a transition halves the channels and the sides. An image of 224 x 224 ends as a grid of 7 x 7.
 
-Names are torchvision's, whose DenseNet this is, so that its weights and torchxrayvision's load by name. It is
-written out here since importing torchvision takes a second, most of it spent on torch's compiler.
+Names are torchvision's, so that its weights and torchxrayvision's load by name. The network is written out
+here because importing torchvision takes a second.
 """
 
 from collections import OrderedDict
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 
 class DenseLayer(nn.Module):
-    """x (n, channels, side, side) -> x with growth_rate channels more."""
+    """x (n, channels, side, side) -> (n, channels + growth_rate, side, side)."""
 
     def __init__(self, channels: int, growth_rate: int):
         super().__init__()
-        narrow = 4 * growth_rate  # the bottleneck: a 3x3 convolution of all channels would be too dear
+        bottleneck = 4 * growth_rate  # a 3x3 convolution of all channels would cost too much
         self.norm1 = nn.BatchNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, narrow, kernel_size=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(narrow)
-        self.conv2 = nn.Conv2d(narrow, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, bottleneck, kernel_size=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(bottleneck)
+        self.conv2 = nn.Conv2d(bottleneck, growth_rate, kernel_size=3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         new = self.conv1(F.relu(self.norm1(x), inplace=True))
@@ -32,11 +32,13 @@ class DenseLayer(nn.Module):
 
 
 def dense_block(n_layers: int, channels: int, growth_rate: int) -> nn.Sequential:
+    """(n, channels, side, side) -> (n, channels + n_layers * growth_rate, side, side)."""
     layers = (DenseLayer(channels + i * growth_rate, growth_rate) for i in range(n_layers))
     return nn.Sequential(OrderedDict((f"denselayer{i}", layer) for i, layer in enumerate(layers, 1)))
 
 
 def transition(channels: int) -> nn.Sequential:
+    """(n, channels, side, side) -> (n, channels / 2, side / 2, side / 2)."""
     return nn.Sequential(OrderedDict(
         norm=nn.BatchNorm2d(channels), relu=nn.ReLU(inplace=True),
         conv=nn.Conv2d(channels, channels // 2, kernel_size=1, bias=False), pool=nn.AvgPool2d(2),
@@ -44,7 +46,7 @@ def transition(channels: int) -> nn.Sequential:
 
 
 class DenseNet(nn.Module):
-    """Images (n, in_channels, 224, 224) -> (n, n_classes). `features` alone: the grid (n, channels, 7, 7)."""
+    """Images (n, in_channels, 224, 224) -> (n, n_classes). `features` gives the grid, (n, channels, 7, 7)."""
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
 """The bridge from seeing to writing: a view's feature grid becomes soft tokens.
 
-DenseNet leaves a grid of places, each with a vector of features. Each place becomes a vector in the language
-model's embedding space, a "soft token", which stands in the prompt as a word would. Two learned
-linear layers do it (as in LLaVA-1.5, Liu et al. 2023), and a learned vector for each view and place says
-where the place is: the side and the height in the lung must survive, since the report names them.
+DenseNet's grid has a vector of features for each place in the image. Each becomes a vector in the language
+model's embedding space, a "soft token", which takes the position of a word in the prompt. Two learned linear
+layers do it, as in LLaVA-1.5 (Liu et al. 2023). A learned vector per view and place says where the place is:
+side and height in the lung must not get lost, since the report names them.
 
-All radiographs look alike to DenseNet: most of a feature is the same in each, and what tells one patient from
-another is small beside it. So each channel is first given mean 0 and spread 1 over the training studies, or
-the language model learns for epochs before it notices a difference (benchmarks/LOG.md).
+All radiographs look alike to DenseNet: most of a feature is the same in each, and the difference between two
+patients is small beside it. So each channel is first standardised to mean 0 and deviation 1 over the training
+studies. Without that the language model learns for epochs before it notices a difference (docs/log.md).
 """
 
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 class Projector(nn.Module):
     """Standardise, linear, GELU, linear, + an embedding for each (view, place).
 
-    in_channels: features a place. dim: the language model's width. grid: places a side after pooling
-    (7 keeps DenseNet's 49). token_std: the spread of the language model's own word embeddings; soft tokens
-    start with the same one, because a frozen model reads nothing out of inputs a hundred times too large.
+    in_channels: features per place. dim: the language model's width. grid: places per side after pooling (7
+    keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. Soft
+    tokens start with the same one, since a frozen model makes nothing of inputs a hundred times too large.
     """
 
     def __init__(self, in_channels: int, dim: int, grid: int = 7, n_views: int = 2, token_std: float = 1.0):
@@ -33,19 +33,19 @@ class Projector(nn.Module):
         self.fc1 = nn.Linear(in_channels, dim)
         self.fc2 = nn.Linear(dim, dim)
         self.place = nn.Parameter(torch.randn(n_views, grid * grid, dim) * token_std / 4)
-        # Spread 1, then fc1's default init, then GELU leave a spread near 0.34; undo it, apply token_std.
+        # Inputs of std 1, fc1's default init and GELU give a std near 0.34. Undo it, then apply token_std.
         nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
         nn.init.zeros_(self.fc2.bias)
 
     @property
     def n_tokens(self) -> int:
-        """Soft tokens a view."""
+        """Soft tokens per view."""
         return self.grid * self.grid
 
     @torch.inference_mode()
     def standardise(self, studies: Iterable[Tensor]) -> None:
-        """Take mean and spread of each channel from the training studies' grids, each (n_views, channels,
-        height, width). To be done once, before training; both are kept with the weights."""
+        """Set mean and std of each channel from the training studies' grids, each (n_views, channels, height,
+        width). Called once, before training. Both are saved with the weights."""
         total, squares, n = 0.0, 0.0, 0
         for grids in studies:
             x = self.pooled(grids.double())
@@ -53,14 +53,14 @@ class Projector(nn.Module):
         mean = total / n
         self.mean.copy_(mean)
         self.std.copy_((squares / n - mean.square()).clamp(min=0).sqrt())
-        self.std.masked_fill_(self.std < 1e-6, 1.0)  # a channel that is dead says nothing, and never infinity
+        self.std.masked_fill_(self.std < 1e-6, 1.0)  # a dead channel: 0, not infinity
 
     def pooled(self, features: Tensor) -> Tensor:
         """(n, channels, height, width) -> (n, n_tokens, channels), row by row."""
         return F.adaptive_avg_pool2d(features, self.grid).flatten(2).transpose(1, 2)
 
     def forward(self, features: Tensor, view: Tensor) -> Tensor:
-        """features (n, channels, height, width) of n views, view (n,) their index -> (n, n_tokens, dim)."""
+        """features (n, channels, height, width) and view (n,), indices in VIEWS -> (n, n_tokens, dim)."""
         x = (self.pooled(features) - self.mean) / self.std  # (n, n_tokens, channels)
-        place = self.place.index_select(0, view)  # not self.place[view], whose gradient adds up in any order
+        place = self.place.index_select(0, view)  # self.place[view] has a gradient that adds up in any order
         return self.fc2(F.gelu(self.fc1(x))) + place  # (n, n_tokens, dim)

@@ -1,4 +1,4 @@
-"""The text around the images: an Alpaca prompt with places for soft tokens, and what carries loss.
+"""The text around the images: an Alpaca prompt with slots for soft tokens, and which tokens carry loss.
 
     Below is an instruction ... Write a response that appropriately completes the request.
 
@@ -7,28 +7,22 @@
 
     ### Input:
     frontal view: <49 soft tokens>            bridge "tokens", ours
-    frontal view: 0.512, 0.034, ...           bridge "scores", the paper's (section 3): 18 numbers a view
+    frontal view: 0.512, 0.034, ...           bridge "scores", the paper's (section 3): 18 numbers per view
                                               "both": the one, then the other
     ### Response:
     The heart is enlarged. ... <EOS>          only this carries loss, its EOS included
 
-With an outline the response begins with a line of what the report asserts, `Findings: effusion left, nodule.`
-and the report follows on the next. Most words of a report are the same for everybody: a model lowers its loss
-by learning those, long before it looks at the image. A word of the outline is known from the image alone.
-
-A place for a soft token is the id SLOT. It is negative, so that it can be no word of any vocabulary.
+A slot for a soft token is the id SLOT. It is negative, so that no vocabulary has it.
 """
 
 from dataclasses import dataclass
 
-from .data.study import VIEWS
-from .metrics.findings import FINDINGS, locate
+from .radiograph import VIEWS
 from .tokenizer import Tokenizer
 
 SLOT = -1
 IGNORE = -100  # the target of a position without loss; F.cross_entropy's own default
 BRIDGES = ("tokens", "scores", "both")
-OUTLINE = "Findings: "
 
 HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -40,15 +34,15 @@ SCORES_INSTRUCTION = " Each view is given as {n} scores between 0 and 1, in the 
 
 @dataclass(frozen=True)
 class Example:
-    """One study as the language model reads it. ids: tokens and SLOTs; targets: what each position is to
-    predict (the id that follows it), or IGNORE. Both are lists of the same length."""
+    """One study as the language model reads it: two lists of the same length. ids: tokens and SLOTs;
+    targets: what each position is to predict (the id after it), or IGNORE."""
 
     ids: list[int]
     targets: list[int]
 
 
 def prompt_text(inputs: str, instruction: str = INSTRUCTION) -> str:
-    """Alpaca's form (Taori et al. 2023) with the given input, up to where the report begins."""
+    """Alpaca's form (Taori et al. 2023) around the given input, up to where the report begins."""
     return f"{HEAD}{instruction}\n\n### Input:\n{inputs}\n\n### Response:\n"
 
 
@@ -61,8 +55,8 @@ def study_prompt(
 ) -> list[int]:
     """The ids before the report. views: the indices (into VIEWS) of the study's views, in order.
 
-    n_tokens: soft tokens a view (0 for bridge "scores"). scores: for each view its numbers (None for bridge
-    "tokens"); a study with one view gives them twice, as the paper does.
+    n_tokens: soft tokens per view (0 for bridge "scores"). scores: the numbers of each view (None for bridge
+    "tokens"); those of a single view are given twice, as in the paper.
     """
     instruction, segments = INSTRUCTION, []
     if n_tokens:
@@ -71,10 +65,9 @@ def study_prompt(
         instruction += SCORES_INSTRUCTION.format(n=len(pathologies), names=", ".join(pathologies))
         rows = zip(VIEWS, scores * 2 if len(scores) == 1 else scores, strict=True)
         segments += [(f"{name} view: " + ", ".join(f"{s:.3f}" for s in row), 0) for name, row in rows]
-    # Cut where the slots are; the text between two slots is tokenised as one piece.
-    ids, text = [] if tokenizer.bos_id is None else [tokenizer.bos_id], ""
-    before, after = prompt_text("\0", instruction).split("\0")
-    text = before
+    # The text is cut at the slots; what is between two slots is tokenised as one piece.
+    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    text, after = prompt_text("\0", instruction).split("\0")
     for i, (words, n_slots) in enumerate(segments):
         text += ("\n" if i else "") + words
         if n_slots:
@@ -83,43 +76,19 @@ def study_prompt(
     return ids + tokenizer.encode(text + after)
 
 
-def with_outline(report: str) -> str:
-    """The report behind a line of the findings that it asserts, each with its sides, in one fixed order."""
-    found = locate(report)
-    said = [" ".join([name, *sorted(found[name])]) for name in FINDINGS if name in found]
-    return f"{OUTLINE}{', '.join(said) or 'none'}.\n{report}"
-
-
-def split_outline(text: str) -> tuple[str, str]:
-    """What was written -> the line of findings, "" where there is none, and the report without it."""
-    if not text.lstrip().startswith(OUTLINE):
-        return "", text.strip()
-    line, _, report = text.strip().partition("\n")
-    return line.removeprefix(OUTLINE), report.strip()
-
-
-def read_outline(line: str) -> dict[str, frozenset[str]]:
-    """What such a line names, with its sides; words that with_outline never writes name nothing."""
-    named = {}
-    for words in line.strip().rstrip(".").split(", "):
-        name, sides = words, set()
-        while name.endswith((" left", " right")):
-            name, _, side = name.rpartition(" ")
-            sides.add(side)
-        if name in FINDINGS:
-            named[name] = frozenset(sides)
-    return named
-
-
 def with_report(
-    tokenizer: Tokenizer, prompt: list[int], report: str, max_report_tokens: int = 0, ends: bool = True
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    report: str,
+    max_report_tokens: int = 0,
+    append_eos: bool = True,
 ) -> Example:
     """Prompt, report and EOS, with loss on report and EOS only.
 
-    max_report_tokens > 0 cuts longer reports; a cut one has no EOS, since the report does not end there, nor
-    has one that is but a beginning (`ends` False).
+    max_report_tokens > 0 cuts longer reports. A report that is cut has no EOS, since it does not end there;
+    neither has one that is only a beginning (append_eos=False).
     """
-    answer = tokenizer.encode(report) + ([tokenizer.eos_ids[0]] if ends else [])
+    answer = tokenizer.encode(report) + ([tokenizer.eos_ids[0]] if append_eos else [])
     if max_report_tokens:
         answer = answer[:max_report_tokens]
     ids = prompt + answer

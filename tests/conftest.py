@@ -1,4 +1,4 @@
-"""Shared by the tests: a tiny checkpoint folder, written by transformers and tokenizers, not by ourselves."""
+"""Shared by the tests: a tiny checkpoint folder, made by transformers and tokenizers, and short runs."""
 
 import io
 import json
@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items):
 def write_base(
     folder, words="llama3", n_heads=4, n_kv_heads=2, head_dim=16, tied=True, rope_scaling=None, seed=0
 ):
-    """A random Llama checkpoint with a BPE tokenizer; gives transformers' model and tokenizers' tokenizer."""
+    """Make a random Llama checkpoint with a BPE tokenizer; returns transformers' model and tokenizers'
+    tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -66,20 +67,20 @@ def write_base(
     return model, tokenizer
 
 
-def sentencepiece_model(texts=REPORTS, vocab_size=420, **how) -> bytes:
+def sentencepiece_model(texts=REPORTS, vocab_size=420, **changes) -> bytes:
     """A tokenizer.model trained with the settings of Llama 2's."""
     from sentencepiece import SentencePieceTrainer
 
-    written = io.BytesIO()
+    model = io.BytesIO()
     settings = dict(
         model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity",
         remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
     )  # fmt: skip
     SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=written, vocab_size=vocab_size, num_threads=1,
-        minloglevel=2, **settings | how,
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, num_threads=1,
+        minloglevel=2, **settings | changes,
     )  # fmt: skip
-    return written.getvalue()
+    return model.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -91,20 +92,20 @@ def base(tmp_path_factory):
 
 
 def short_run(root) -> list:
-    """train.py's options for six short steps on what lies in root, on the tiny base."""
+    """train.py's options for six short steps on the IU X-ray layout in root, with the tiny base."""
     return ["--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache",
             "--device", "cpu", "--steps", 6, "--val-every", 3, "--max-report-tokens", 30,
-            "--n-samples", 1, "--warmup", 2, "--wording", "own"]  # fmt: skip
+            "--n-samples", 1, "--warmup", 2]  # fmt: skip
 
 
 def untimed(path) -> list[dict]:
-    """The lines of a .jsonl, without what a clock says."""
+    """The rows of a JSONL file, without the speed."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows]
+    return [{key: value for key, value in row.items() if key != "report_tokens_per_s"} for row in rows]
 
 
 def lay_out_phantoms(root, n_train: int, n_val: int, n_test: int) -> dict[str, list[dict]]:
-    """Phantoms in R2Gen's layout under root; gives what its annotation.json says."""
+    """Draw phantoms in R2Gen's layout under root; returns the content of annotation.json."""
     annotation = {"train": [], "val": [], "test": []}
     for i in range(n_train + n_val + n_test):
         split = "train" if i < n_train else "val" if i < n_train + n_val else "test"

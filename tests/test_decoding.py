@@ -30,12 +30,6 @@ def test_a_batch_of_unequal_prompts_is_written_as_one_by_one(llama):
     assert rows == [generate(llama, x.detach(), None, (0,), 12)[0] for x in (a, b)]
 
 
-def test_reading_a_shared_beginning_once_changes_nothing(llama):
-    x = llama.embed(torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 5, 0], [1, 2, 3, 2, 2]])).detach()
-    assert generate(llama, x, None, (0,), 12, shared=3) == generate(llama, x, None, (0,), 12)
-    assert beam_search(llama, x, None, (0,), 12, 2, shared=3) == beam_search(llama, x, None, (0,), 12, 2)
-
-
 def test_a_row_that_ends_leaves_the_batch_and_the_others_go_on_as_before(llama):
     prompts = torch.randint(0, 6, (8, 5), generator=torch.Generator().manual_seed(2))
     padding = torch.tensor([0, 1, 2, 0, 3, 0, 1, 4])

@@ -3,7 +3,8 @@ import torch
 import torchvision
 
 from llamaxr.densenet import DenseNet
-from llamaxr.vision import DENSENET121, TINY
+from llamaxr.runs.vision_zoo import TINY
+from llamaxr.vision import DENSENET121
 
 
 @pytest.mark.parametrize("architecture", [DENSENET121, TINY])
@@ -12,12 +13,12 @@ def test_it_is_torchvisions_densenet_with_its_names_and_numbers(architecture):
     theirs = torchvision.models.densenet.DenseNet(**architecture, num_classes=18)
     ours = DenseNet(**architecture, in_channels=3, n_classes=18)
     for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # statistics that do something
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics other than 0 and 1
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
             torch.nn.init.normal_(module.running_mean, std=0.1)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 3, 224, 224)
-    for mode in (False, True):  # in training mode the norms see the batch, and the gradients meet all layers
+    x = torch.randn(2, 3, 96, 96)  # a grid of 3 x 3
+    for mode in (False, True):  # in training mode the norms use the batch, and gradients reach all layers
         y, z = ours.train(mode)(x), theirs.train(mode)(x)
         assert torch.allclose(y, z, atol=1e-5 * z.abs().max().item())
         ours.zero_grad(), theirs.zero_grad()

@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch import nn
 
@@ -32,7 +31,7 @@ def test_it_adds_alpha_over_rank_b_a():
 def test_on_nf4_it_equals_itself_on_the_dequantised_weight_gradients_too():
     nf4 = NF4Linear.quantise(torch.randn(64, 64))
     plain = nn.Linear(64, 64, bias=False)
-    plain.weight = nn.Parameter(nf4.dequantise(torch.float32), requires_grad=False)
+    plain.weight = nn.Parameter(nf4.weight, requires_grad=False)
     a, b, x = trained(nf4), trained(plain), torch.randn(7, 64)
     for layer in (a, b):
         layer(x).square().sum().backward()
@@ -60,29 +59,11 @@ def test_a_step_changes_the_adapter_and_no_byte_of_the_base(base):
 def test_rank_16_on_llama_31_8b_trains_exactly_the_papers_number():
     with torch.device("meta"):
         model = Llama(LlamaConfig())
-    wrapped = add_lora(model, 16, 16.0, device="meta")
-    assert len(wrapped) == 7 * 32
+    add_lora(model, 16, 16.0, device="meta")
+    assert sum(isinstance(m, LoRALinear) for m in model.modules()) == 7 * 32
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 41_943_040
 
 
 def test_a_merged_weight_acts_as_the_wrapped_layer():
     layer, x = trained(NF4Linear.quantise(torch.randn(96, 64))), torch.randn(3, 64)
     assert torch.allclose(x @ layer.merged().T, layer(x), atol=1e-4)
-
-
-@pytest.mark.parametrize("quantised", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_its_gradients_by_hand_are_autograds_on_the_formula(quantised, dtype):
-    linear = nn.Linear(64, 96, bias=False, dtype=dtype)
-    base = NF4Linear.quantise(linear.weight.detach()) if quantised else linear
-    layer, x = trained(base).requires_grad_(False), torch.randn(2, 5, 64).to(dtype).requires_grad_()
-    a, b = layer.lora_A.requires_grad_(), layer.lora_B.requires_grad_()
-    w = base.dequantise(dtype) if quantised else base.weight
-    plain = x @ w.T + 2.0 * (x @ a.to(dtype).T @ b.to(dtype).T)
-    grad = torch.randn(plain.shape).to(dtype)
-    y = layer(x)
-    ours = y, *torch.autograd.grad(y, (x, a, b), grad)
-    theirs = plain, *torch.autograd.grad(plain, (x, a, b), grad)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.dtype == other.dtype
-        assert (one - other).abs().max() < (1e-5 if dtype == torch.float32 else 0.02) * other.abs().max()

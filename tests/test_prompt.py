@@ -2,16 +2,7 @@ import re
 
 import pytest
 
-from llamaxr.metrics.findings import FINDINGS
-from llamaxr.prompt import (
-    IGNORE,
-    SLOT,
-    read_outline,
-    split_outline,
-    study_prompt,
-    with_outline,
-    with_report,
-)
+from llamaxr.prompt import IGNORE, SLOT, study_prompt, with_report
 from llamaxr.tokenizer import load_tokenizer
 
 REPORT = "The heart is normal in size."
@@ -85,30 +76,6 @@ def test_filler_is_never_the_end_token(tokenizer):
     assert tokenizer.pad_id not in tokenizer.eos_ids
 
 
-def test_an_outline_says_what_the_report_asserts_with_its_side_and_nothing_denied():
-    report = "Heart size is normal. Small left effusion and a right upper lobe nodule. No pneumothorax."
-    assert with_outline(report) == f"Findings: effusion left, nodule right.\n{report}"
-    assert with_outline("The lungs are clear.") == "Findings: none.\nThe lungs are clear."
-
-
-@pytest.mark.parametrize("report", ["The lungs are clear.", "Cardiomegaly. Findings: as before."])
-def test_what_was_outlined_comes_back_apart(report):
-    outline, rest = split_outline(with_outline(report))
-    assert rest == report and with_outline(report) == f"Findings: {outline}\n{report}"
-    assert split_outline(f" {report}") == ("", report)
-
-
 def test_a_beginning_does_not_end(tokenizer):
-    whole, part = (with_report(tokenizer, [3], REPORT, ends=ends) for ends in (True, False))
+    whole, part = (with_report(tokenizer, [3], REPORT, append_eos=ends) for ends in (True, False))
     assert part.ids == whole.ids[:-1] and tokenizer.eos_ids[0] not in part.ids
-
-
-@pytest.mark.parametrize("sides", [(), ("left",), ("left", "right")])
-def test_a_line_of_findings_reads_back_as_what_it_names(sides):
-    line = ", ".join(" ".join([name, *sides]) for name in FINDINGS) + "."
-    assert read_outline(line) == dict.fromkeys(FINDINGS, frozenset(sides))
-    assert read_outline("none.") == read_outline("") == read_outline("effusions left, le") == {}
-
-
-def test_a_report_that_was_cut_off_within_its_outline_is_empty():
-    assert split_outline("Findings: effusion le") == ("effusion le", "")

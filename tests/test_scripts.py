@@ -1,9 +1,10 @@
-"""train.py, generate.py and eval.py as a user meets them: what they leave, what they say, how they refuse.
+"""train.py, generate.py and eval.py as a user meets them: the files that they leave, output, errors.
 
-All runs are of six steps on forty phantoms in R2Gen's layout. Most go through `main` in this process, since
-a subprocess costs seconds of imports; those that must be a process of their own are one.
+All runs have six steps on forty phantoms in R2Gen's layout. Most call `main` in this process, because a
+subprocess takes seconds to import torch.
 """
 
+import contextlib
 import errno
 import importlib
 import json
@@ -22,8 +23,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from llamaxr.runs import checkpoint
 from llamaxr.errors import one_line_errors
+from llamaxr.runs import checkpoint, reports
 from tests.conftest import lay_out_phantoms, short_run, untimed
 
 HOME = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ train, generate, evaluate = (importlib.import_module(name) for name in ("train",
 
 
 @pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was():
+def _restore_the_process():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     torch.set_flush_denormal(False)  # train.py sets it
@@ -42,7 +43,7 @@ def _leave_the_process_as_it_was():
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """Forty phantoms in R2Gen's layout: 24 to train, 8 to validate, 8 to test."""
+    """Forty phantoms in R2Gen's layout: 24 train, 8 val, 8 test."""
     root = tmp_path_factory.mktemp("iu")
     lay_out_phantoms(root, 24, 8, 8)
     return root
@@ -55,7 +56,7 @@ def options(root):
 
 @pytest.fixture(scope="session")
 def run(root, options):
-    """A finished run; tests that change it copy it."""
+    """A finished run. Tests that change it copy it."""
     call(train, *options, "--out", root / "run")
     return root / "run"
 
@@ -71,7 +72,7 @@ def call(script, *argv):
 
 
 def refusal(capsys, script, *argv) -> str:
-    """The one line with which a script refuses; no report is written beside it."""
+    """The one line of a script's error; stdout has no report."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         call(script, *argv)
@@ -92,7 +93,7 @@ def metrics(run):
 
 
 def start(script, *argv):
-    threads = str(torch.get_num_threads())  # as here, so that sums are added up in the same order
+    threads = str(torch.get_num_threads())  # as here, so that sums are added in the same order
     return subprocess.Popen(
         [sys.executable, f"{script}.py", *map(str, argv)], cwd=HOME, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": threads},
@@ -106,20 +107,10 @@ def wait_for_step(run, step, seconds=60):
         if path.is_file() and f'"step": {step},' in path.read_text():
             return
         time.sleep(0.005)
-    raise TimeoutError(f"{run} did not come to step {step}")
+    raise TimeoutError(f"{run} did not reach step {step}")
 
 
 # train.py
-
-
-def test_typical_words_are_learned_and_true_ones_shown(run, options, root, tmp_path):
-    call(train, *options, "--wording", "typical", "--steps", 1, "--out", tmp_path / "run")
-    before = [folder / "metrics.jsonl" for folder in (run, tmp_path / "run")]
-    own, typical = (untimed(path)[0]["val_loss"] for path in before)  # of the model as it began
-    assert own != typical
-    annotation = json.loads((root / "annotation.json").read_text())
-    (sample,) = map(json.loads, (tmp_path / "run/samples.jsonl").read_text().splitlines())
-    assert sample["reference"] in [study["report"] for study in annotation["val"]]
 
 
 def test_a_training_run_leaves_its_options_losses_samples_and_a_checkpoint(run):
@@ -149,7 +140,7 @@ def test_a_killed_run_resumes_to_bitwise_the_same_losses(run, root, options):
     assert metrics(killed) == metrics(run)
 
 
-def test_a_terminated_run_saves_and_says_how_to_resume(run, root, options, capsys):
+def test_a_terminated_run_saves_and_prints_how_to_resume(run, root, options, capsys):
     stopped = root / "stopped"
 
     def terminate():
@@ -170,9 +161,10 @@ def test_a_terminated_run_saves_and_says_how_to_resume(run, root, options, capsy
 
 
 @pytest.mark.parametrize("bridge", ["scores", "both"])
-def test_the_other_bridges_train_and_write_too(bridge, root, options, images, capsys):
+def test_the_other_bridges_train_and_generate_too(bridge, root, options, images, capsys):
     out = root / f"bridge-{bridge}"
-    call(train, *options, "--out", out, "--bridge", bridge, "--steps", 2)
+    short = ["--steps", 1, "--batch", 2, "--val-studies", 1, "--n-samples", 0]
+    call(train, *options, "--out", out, "--bridge", bridge, *short)
     capsys.readouterr()
     call(generate, images[0], "--run", out, "--max-tokens", 5)
     assert capsys.readouterr().out.strip()
@@ -193,7 +185,7 @@ def test_a_full_disk_costs_no_finished_checkpoint(run, root, options, capsys, mo
         monkeypatch.setattr(checkpoint, "save_file", save)
 
     fails(OSError(errno.ENOSPC, "No space left on device"), after=4)  # three files a checkpoint
-    assert "no room left on the disk" in refusal(capsys, train, *options, "--out", out)
+    assert "no space left on the disk" in refusal(capsys, train, *options, "--out", out)
     assert [f.name for f in out.glob("step-*")] == ["step-000003"]
     fails(SafetensorError("I/O error: No space left on device"), after=0)
     assert "free some space" in refusal(capsys, train, "--resume", out)
@@ -226,24 +218,38 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     assert "too few for --batch 25" in refusal(capsys, train, *options, *new, "--batch", 25)
     assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
-    assert "--outline-share is of --outline" in refusal(
-        capsys, train, *options, *new, "--no-outline", "--outline-share", 0.5
-    )
     assert not (tmp_path / "new").exists()
 
 
-def test_the_first_steps_may_learn_the_outline_alone(run, root, options):
-    call(train, *options, "--outline-share", 0.0, "--out", root / "at-once")
-    call(train, *options, "--no-outline", "--out", root / "without")
-    at_once, outlined = metrics(root / "at-once"), metrics(run)  # run: the recipe's 0.2, of 6 steps the first
+def test_the_first_steps_may_learn_the_outline_alone(run, tmp_path, options):
+    one_step = [*options, "--steps", 1]
+    call(train, *one_step, "--outline-share", 0.0, "--out", tmp_path / "at-once")
+    call(train, *one_step, "--no-outline", "--out", tmp_path / "without")
+    at_once, outlined = metrics(tmp_path / "at-once"), metrics(run)  # run: 0.2 of 6 steps, the first
     assert at_once[0] == outlined[0] and at_once[1]["loss"] != outlined[1]["loss"]
-    assert metrics(root / "without")[0] != outlined[0]
+    assert metrics(tmp_path / "without")[0] != outlined[0]
+
+
+def test_plain_gives_the_same_losses_without_the_fast_forms(run, options, images, tmp_path, capsys):
+    first_step = [
+        "--steps",
+        1,
+        "--outline-share",
+        1,
+    ]  # as the first step of `run`, which learns outlines alone
+    call(train, *options, "--plain", *first_step, "--out", tmp_path / "plain")
+    fast, plain = metrics(run), metrics(tmp_path / "plain")
+    assert plain[0]["val_loss"] == pytest.approx(
+        fast[0]["val_loss"], rel=1e-5
+    )  # fp32, added in another order
+    assert plain[1]["loss"] == pytest.approx(fast[1]["loss"], rel=1e-5)
+    assert printed_reports(capsys, images[0], "--plain", "--run", run, "--max-tokens", 5)
 
 
 # generate.py
 
 
-def reports(capsys, *argv) -> list[str]:
+def printed_reports(capsys, *argv) -> list[str]:
     capsys.readouterr()
     call(generate, *argv)
     return capsys.readouterr().out.splitlines()
@@ -262,27 +268,27 @@ def test_a_refused_command_prints_one_line_and_exits_with_code_two(run, tmp_path
     assert process.returncode == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_each_image_is_a_study_of_its_own_and_written_as_if_alone(run, images, capsys):
+def test_each_image_is_a_study_of_its_own_with_the_report_it_has_alone(run, images, capsys):
     rest = ("--run", run, "--max-tokens", 20)
-    each = reports(capsys, *images, "--each", *rest)
-    alone = [reports(capsys, image, *rest) for image in images]
+    each = printed_reports(capsys, *images, "--each", *rest)
+    alone = [printed_reports(capsys, image, *rest) for image in images]
     assert each == [f"{image}: {report.strip()}" for image, (report,) in zip(images, alone, strict=True)]
-    assert each == reports(capsys, *images, "--each", "--batch", 2, *rest)
+    assert each == printed_reports(capsys, *images, "--each", "--batch", 2, *rest)
 
 
 def test_json_is_one_object_a_study(run, images, capsys):
     both = images[0].with_name("1.png")
-    (line,) = reports(capsys, images[0], both, "--json", "--run", run, "--max-tokens", 20)
+    (line,) = printed_reports(capsys, images[0], both, "--json", "--run", run, "--max-tokens", 20)
     value = json.loads(line)
     assert value["images"] == [str(images[0]), str(both)] and value["report"] and value["run"] == str(run)
-    lines = reports(capsys, *images, "--each", "--json", "--run", run, "--max-tokens", 5)
+    lines = printed_reports(capsys, *images, "--each", "--json", "--run", run, "--max-tokens", 5)
     assert [json.loads(line)["images"] for line in lines] == [[str(image)] for image in images]
 
 
-def test_beams_and_drawn_tokens_write_a_report_and_a_seed_repeats_it(run, images, capsys):
+def test_beams_and_sampling_give_a_report_and_a_seed_repeats_it(run, images, capsys):
     rest = (images[0], "--run", run, "--max-tokens", 12)
-    (beam,) = reports(capsys, *rest, "--beams", 2)
-    first, again, other = (reports(capsys, *rest, "--temperature", 2, "--seed", s) for s in (0, 0, 1))
+    (beam,) = printed_reports(capsys, *rest, "--beams", 2)
+    first, again, other = (printed_reports(capsys, *rest, "--temperature", 2, "--seed", s) for s in (0, 0, 1))
     assert beam and first == again != other
 
 
@@ -307,8 +313,8 @@ def test_generate_refuses_in_one_line(run, root, images, capsys, tmp_path):
 def test_a_damaged_run_is_refused_in_one_line(file, run, images, capsys, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     for step in copy.glob("step-*"):
-        whole = (step / file).read_bytes()
-        (step / file).write_bytes(whole[: len(whole) // 2])
+        content = (step / file).read_bytes()
+        (step / file).write_bytes(content[: len(content) // 2])
     assert "damaged" in refusal(capsys, generate, images[0], "--run", copy)
 
 
@@ -324,50 +330,49 @@ def test_a_run_without_a_checkpoint_is_refused_in_one_line(run, images, capsys, 
 
 @pytest.fixture(scope="session")
 def evaluated(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("eval")
-    call(evaluate, "--run", run, "--out", out, "--max-tokens", 20, "--limit", 6)
-    return out
+    """An evaluation's folder, with what it printed in stdout.txt."""
+    folder = tmp_path_factory.mktemp("eval")
+    with (folder / "stdout.txt").open("w") as out, contextlib.redirect_stdout(out):
+        call(evaluate, "--run", run, "--out", folder, "--max-tokens", 20, "--limit", 6)
+    return folder
 
 
-def test_evaluation_puts_the_floors_beside_the_model(run, capsys, tmp_path):
-    capsys.readouterr()
-    call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 20, "--limit", 6)
-    said = capsys.readouterr().out
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_evaluation_puts_the_floors_beside_the_model(run, evaluated):
+    out = (evaluated / "stdout.txt").read_text()
+    results = json.loads((evaluated / "results.json").read_text())
     assert results["groups"]["all"]["studies"] == results["settings"]["studies"] == 6
-    for who in ("system", "swapped", "constant", "random", "nearest"):
-        assert f" {who}" in said
-        value, low, high = results["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"]
+    for name in ("system", "swapped", "constant", "random", "nearest"):
+        assert f" {name}" in out
+        value, low, high = results["groups"]["all"]["writers"][name]["llama_xr"]["rouge_l"]
         assert 0 <= low <= value <= high <= 1
     assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1, 1, 1]
     assert results["groups"]["all"]["writers"]["outline"].keys() == {"findings", "per_class"}
-    assert all(line in said for line in results["in_words"]) and len(results["in_words"]) == 3
-    lines = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text().splitlines()]
+    assert all(line in out for line in results["in_words"]) and len(results["in_words"]) == 3
+    lines = [json.loads(line) for line in (evaluated / "reports.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [str(i) for i in range(32, 38)]
     assert lines[0].keys() == {"id", "reference", "generated"}
-    assert (tmp_path / "report.html").read_text().count("data:image/jpeg;base64,") == sum(
+    assert (evaluated / "report.html").read_text().count("data:image/jpeg;base64,") == sum(
         len(list((run.parent / "images" / line["id"]).iterdir())) for line in lines
     )
 
 
-def test_a_broken_off_evaluation_goes_on_where_it_was(run, evaluated, tmp_path, monkeypatch):
-    whole = (evaluated / "generated.jsonl").read_text().splitlines()
-    (tmp_path / "generated.jsonl").write_text("\n".join([*whole[:4], whole[4][:20]]))
-    written = []
-    real = evaluate.generate
-    monkeypatch.setattr(evaluate, "generate", lambda *a, **k: written.append(len(a[1])) or real(*a, **k))
+def test_an_interrupted_evaluation_goes_on_where_it_was(run, evaluated, tmp_path, monkeypatch):
+    lines = (evaluated / "generated.jsonl").read_text().splitlines()
+    (tmp_path / "generated.jsonl").write_text("\n".join([*lines[:4], lines[4][:20]]))
+    generated, real = [], reports.generate
+    monkeypatch.setattr(reports, "generate", lambda *a, **k: generated.append(len(a[1])) or real(*a, **k))
     call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 20, "--limit", 6)
-    assert sum(written) == 3
+    assert sum(generated) == 3
     assert (tmp_path / "reports.jsonl").read_text() == (evaluated / "reports.jsonl").read_text()
 
 
-def test_what_was_written_by_other_settings_is_written_again(run, evaluated, tmp_path):
+def test_what_other_settings_generated_is_generated_again(run, evaluated, tmp_path):
     shutil.copyfile(evaluated / "generated.jsonl", tmp_path / "generated.jsonl")
     call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 5, "--limit", 6)
     assert json.loads((tmp_path / "generated.jsonl").read_text().splitlines()[0])["max_tokens"] == 5
 
 
-def test_anyones_reports_stand_in_the_same_table(evaluated, capsys, tmp_path):
+def test_anyones_reports_are_scored_in_the_same_table(evaluated, capsys, tmp_path):
     capsys.readouterr()
     shutil.copyfile(evaluated / "reports.jsonl", tmp_path / "theirs.jsonl")
     (tmp_path / "train.jsonl").write_text('"The heart is enlarged."\n{"report": "The lungs are clear."}\n')
@@ -391,24 +396,24 @@ def test_the_floors_of_anyones_reports_may_come_from_a_data_set(root, evaluated,
         for folder in (evaluated, tmp_path / "theirs-scores")
     )
     assert theirs["constant_report"] == ours["constant_report"]  # chosen on the same val studies
-    for who in ("constant", "random"):
-        of = [r["groups"]["all"]["writers"][who]["llama_xr"]["rouge_l"] for r in (ours, theirs)]
-        assert of[0] == of[1]
+    for name in ("constant", "random"):
+        scores = [r["groups"]["all"]["writers"][name]["llama_xr"]["rouge_l"] for r in (ours, theirs)]
+        assert scores[0] == scores[1]
     capsys.readouterr()
     assert "instead of --train-reports" in refusal(capsys, evaluate, *command, "--train-reports", root)
     assert "--data goes with --score" in refusal(capsys, evaluate, "--data", "iu_xray")
 
 
 @pytest.mark.parametrize(
-    ("lines", "named"),
-    [('{"id": "a", "reference": "x"}', "line 1: no object with the texts id"), ("[1]", "line 1"),
-     ("{", "JSONL"), ("", "holds no line"),
+    ("lines", "says"),
+    [('{"id": "a", "reference": "x"}', "line 1: no object with the strings id"), ("[1]", "line 1"),
+     ("{", "JSONL"), ("", "has no lines"),
      ('{"id":"a","reference":"x","generated":"y"}\n' * 2, "names a study twice"),
      ("[" * 100_000, "JSONL")],
 )  # fmt: skip
-def test_a_file_that_cannot_be_scored_is_refused_in_one_line(capsys, tmp_path, lines, named):
+def test_a_file_that_cannot_be_scored_is_refused_in_one_line(capsys, tmp_path, lines, says):
     (tmp_path / "r.jsonl").write_text(lines)
-    assert named in refusal(capsys, evaluate, "--score", tmp_path / "r.jsonl")
+    assert says in refusal(capsys, evaluate, "--score", tmp_path / "r.jsonl")
     assert "cannot be read" in refusal(capsys, evaluate, "--score", tmp_path / "none.jsonl")
 
 

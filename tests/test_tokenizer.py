@@ -1,24 +1,32 @@
-"""What the tokenizer promises by itself; that its ids are those of other libraries is in peers/."""
+"""The tokenizer's interface. peers/test_tokenizers.py compares its ids with those of other libraries."""
 
-import base64
-import itertools
 import json
-import random
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
 import generate
-from llamaxr.errors import UserError
-from llamaxr.prompt import study_prompt, with_outline, with_report
+from llamaxr.data.outline import with_outline
+from llamaxr.prompt import study_prompt, with_report
+from llamaxr.runs.reports import decode_stream
 from llamaxr.tokenizer import load_tokenizer
-from tests.conftest import REPORTS, sentencepiece_model
+from tests.conftest import REPORTS
+from tests.files.test_tokenizer_files import write_llama2, write_llama3
 
 
 @pytest.fixture()
 def folder(base, tmp_path):
     return shutil.copytree(base, tmp_path / "copy")
+
+
+@pytest.fixture()
+def llama2(tmp_path):
+    return write_llama2(tmp_path)
+
+
+@pytest.fixture()
+def llama3(tmp_path):
+    return write_llama3(tmp_path)
 
 
 def edit(path, **values):
@@ -33,14 +41,14 @@ def test_no_text_gives_a_control_token(folder):
         assert tokenizer.decode(ids) == token["content"]
 
 
-def test_control_tokens_are_silent_and_a_cut_letter_gives_the_replacement_character(folder):
+def test_control_tokens_give_no_text_and_a_cut_letter_gives_the_replacement_character(folder):
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode([0, *tokenizer.encode("clear"), 1, 2]) == "clear"
     assert tokenizer.decode(tokenizer.encode("é")[:1]) == "\ufffd"
     assert tokenizer.decode([-1, 10**6]) == ""
 
 
-def test_all_ends_that_generation_config_lists_count(folder):
+def test_all_ends_in_generation_config_count(folder):
     edit(folder / "generation_config.json", eos_token_id=[1, 2])
     assert load_tokenizer(folder).eos_ids == (1, 2)
 
@@ -62,51 +70,14 @@ def test_filler_is_never_an_end_even_where_the_checkpoint_pads_with_it(folder, n
     assert tokenizer.eos_ids == (0,) and tokenizer.pad_id != 0
 
 
-@pytest.mark.parametrize("name, text", [
-    ("tokenizer.json", None), ("tokenizer.json", "{"), ("tokenizer.json", "[]"), ("tokenizer.json", "{}"),
-    ("config.json", "{"), ("generation_config.json", "{"), ("generation_config.json", "[1]"),
-    ("config.json", '{"eos_token_id": null}'), ("config.json", '{"eos_token_id": 99999}'),
-])  # fmt: skip
-def test_a_missing_or_damaged_file_is_named(folder, name, text):
-    if name == "config.json":
-        (folder / "generation_config.json").unlink()
-    (folder / name).unlink() if text is None else (folder / name).write_text(text)
-    with pytest.raises(UserError, match=name):
-        load_tokenizer(folder)
-
-
-def test_a_truncated_tokenizer_is_named(folder):
-    path = folder / "tokenizer.json"
-    path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(UserError, match="tokenizer.json"):
-        load_tokenizer(folder)
-
-
 def test_an_added_token_that_is_no_control_token_is_a_word_when_read_back(folder):
-    """As <think> in DeepSeek's Llamas. In a text it is spelled out all the same."""
+    """As <think> in DeepSeek's Llamas. In a text it is spelled out as other words are."""
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     edit(
         folder / "tokenizer.json", added_tokens=[*added, {"id": 440, "content": "<think>", "special": False}]
     )
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode([440]) == "<think>" and 440 not in tokenizer.encode("<think>")
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"model":' * 100_000, '{"model": NaN', "\ud800"])
-def test_json_made_to_break_its_reader_is_refused(folder, text):
-    (folder / "tokenizer.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(UserError, match="tokenizer.json is damaged"):
-        load_tokenizer(folder)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "config.json"])
-def test_a_file_of_gigabytes_is_not_read(folder, name):
-    if name == "tokenizer.model":
-        (folder / "tokenizer.json").unlink()
-    with open(folder / name, "wb") as file:
-        file.truncate(1 << 40)  # sparse: takes no room
-    with pytest.raises(UserError, match=f"{name} has over 256 MiB"):
-        load_tokenizer(folder)
 
 
 def test_a_million_spaces_are_read(folder):
@@ -119,83 +90,12 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(folder, llama2)
         assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
 
 
-# --- Llama 3's tokenizer.model ---
-
-
-@pytest.fixture(scope="module")
-def llama3_lines() -> list[bytes]:
-    """A file of its size with other pieces: all bytes, all pairs of bytes, some triples."""
-    pieces = (bytes(letters) for n in (1, 2, 3) for letters in itertools.product(range(256), repeat=n))
-    return [
-        base64.b64encode(piece) + b" %d\n" % i for i, piece in enumerate(itertools.islice(pieces, 128_000))
-    ]
-
-
-@pytest.fixture()
-def llama3(tmp_path, llama3_lines):
-    (tmp_path / "tokenizer.model").write_bytes(b"".join(llama3_lines))
-    (tmp_path / "config.json").write_text("{}")
-    return tmp_path
-
-
 def test_llama_3s_own_file_gives_its_control_ids(llama3):
     tokenizer = load_tokenizer(llama3)
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (128000, (128001,), 128256)
     assert tokenizer.decode([128000, *tokenizer.encode("Clear. <|eot_id|>"), 128009]) == "Clear. <|eot_id|>"
     (llama3 / "generation_config.json").write_text('{"eos_token_id": [128001, 128008, 128009]}')
     assert load_tokenizer(llama3).eos_ids == (128001, 128008, 128009)
-
-
-@pytest.mark.parametrize("how", [
-    "cut in a line", "cut between lines", "wrong base64", "no rank", "a piece twice", "a rank twice", "a gap",
-    "no UTF-8", "an empty line", "a byte is missing", "too long", "too long by a piece that was there",
-    "a negative rank",
-])  # fmt: skip
-def test_a_damaged_file_of_llama_3_is_refused(llama3, llama3_lines, how):
-    lines = list(llama3_lines)
-    match how:
-        case "cut in a line":
-            lines = [b"".join(lines)[:1_000_001]]
-        case "cut between lines":
-            lines = lines[:100_000]
-        case "wrong base64":
-            lines[5] = b"B=== 5\n"
-        case "no rank":
-            lines[5] = b"BQ==\n"
-        case "a piece twice":
-            lines[5] = lines[4].replace(b" 4", b" 5")
-        case "a rank twice":
-            lines[5] = b"BQ== 4\n"
-        case "a gap":
-            del lines[5]
-        case "no UTF-8":
-            lines[5] = b"\xff\xfe 5\n"
-        case "an empty line":
-            lines[5] = b"\n"
-        case "a byte is missing":
-            lines[5] = base64.b64encode(b"llama") + b" 5\n"
-        case "too long":
-            lines.append(base64.b64encode(b"llama") + b" 128000\n")
-        case "too long by a piece that was there":
-            lines.append(base64.b64encode(b"\0") + b" 128000\n")
-        case "a negative rank":
-            lines[5] = b"BQ== -5\n"
-    (llama3 / "tokenizer.model").write_bytes(b"".join(lines))
-    with pytest.raises(UserError, match="tokenizer.model.*download it again") as caught:
-        load_tokenizer(llama3)
-    assert "\n" not in str(caught.value)
-
-
-# --- Llama 2's tokenizer.model ---
-
-
-@pytest.fixture()
-def llama2(tmp_path):
-    folder = tmp_path / "llama2"
-    folder.mkdir()
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    (folder / "config.json").write_text("{}")
-    return folder
 
 
 def test_a_sentencepiece_file_gives_texts_back_and_its_control_ids(llama2):
@@ -225,7 +125,7 @@ def test_config_may_name_an_end_that_was_added_to_a_sentencepiece_vocabulary(lla
     assert load_tokenizer(llama2).eos_ids == (421,)
 
 
-def test_prompt_and_report_are_written_in_a_sentencepiece_vocabulary(llama2):
+def test_prompt_and_report_are_encoded_by_a_sentencepiece_vocabulary(llama2):
     tokenizer = load_tokenizer(llama2)
     prompt = study_prompt(tokenizer, [0, 1], n_tokens=3)
     example = with_report(tokenizer, prompt, REPORTS[0])
@@ -233,65 +133,23 @@ def test_prompt_and_report_are_written_in_a_sentencepiece_vocabulary(llama2):
     assert tokenizer.decode(example.ids[len(prompt) :]) == REPORTS[0]
 
 
+def stream(tokenizer, text, has_outline):
+    steps = ([token] for token in tokenizer.encode(text))
+    generate.print_stream(decode_stream(tokenizer, steps), has_outline)
+
+
 def test_a_report_streams_as_it_is_decoded(llama2, base, capsys):
     for folder in (llama2, base):
         tokenizer = load_tokenizer(folder)
         for text in (REPORTS[0], "é 😀"):
-            steps = ((token,) for token in tokenizer.encode(text))
-            generate.write_as_it_comes(SimpleNamespace(tokenizer=tokenizer, outline=False), steps)
+            stream(tokenizer, text, has_outline=False)
             assert capsys.readouterr().out == text + "\n"
 
 
-def test_an_outline_streams_to_stderr_and_the_report_to_stdout(llama3, capsys):
-    tokenizer, report = load_tokenizer(llama3), "The heart is enlarged. Small left pleural effusion."
-    model = SimpleNamespace(tokenizer=tokenizer, outline=True)
-    for text in (with_outline(report), report):  # the second from a model that forgot it
-        generate.write_as_it_comes(model, ((token,) for token in tokenizer.encode(text)))
+def test_an_outline_streams_to_stderr_and_the_report_to_stdout(base, capsys):
+    tokenizer, report = load_tokenizer(base), "The heart is enlarged. Small left pleural effusion."
+    for text in (with_outline(report), report):  # the second from a model that left it out
+        stream(tokenizer, text, has_outline=True)
         out, err = capsys.readouterr()
         assert out == report + "\n"
         assert err == ("" if text == report else "Findings: cardiomegaly, effusion left.\n")
-
-
-def test_a_tokenizer_json_of_sentencepieces_kind_gives_way_to_the_file_beside_it(llama2):
-    alone = {"model": {"type": "BPE", "byte_fallback": True, "vocab": {}, "merges": []}, "added_tokens": [],
-             "normalizer": {"type": "Prepend", "prepend": "\u2581"}, "pre_tokenizer": None}  # fmt: skip
-    (llama2 / "tokenizer.json").write_text(json.dumps(alone))
-    assert load_tokenizer(llama2).eos_ids == (2,)
-    (llama2 / "tokenizer.model").unlink()
-    with pytest.raises(UserError, match="tokenizer.json is of sentencepiece's kind.*tokenizer.model: put"):
-        load_tokenizer(llama2)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\n", b"{}", b"\x00" * 99, b"version https://git-lfs.github.com/spec/v1\n"]
-)
-def test_a_tokenizer_model_of_no_known_kind_is_refused(llama2, content):
-    (llama2 / "tokenizer.model").write_bytes(content)
-    with pytest.raises(UserError, match="tokenizer.model"):
-        load_tokenizer(llama2)
-
-
-def test_a_sentencepiece_vocabulary_that_cannot_spell_every_letter_is_refused(llama2):
-    (llama2 / "tokenizer.model").write_bytes(sentencepiece_model(vocab_size=120, byte_fallback=False))
-    with pytest.raises(UserError, match="tokenizer.model is damaged or not Llama 2's kind.*byte_fallback"):
-        load_tokenizer(llama2)
-
-
-def test_a_sentencepiece_file_that_is_cut_anywhere_is_refused(llama2):
-    whole = (llama2 / "tokenizer.model").read_bytes()
-    for cut in range(1, len(whole) - 50, 3):
-        (llama2 / "tokenizer.model").write_bytes(whole[:cut])
-        with pytest.raises(UserError, match="tokenizer.model"):
-            load_tokenizer(llama2)
-
-
-def test_flipped_bytes_in_a_sentencepiece_file_never_end_in_anything_but_one_line(llama2):
-    whole, draw = (llama2 / "tokenizer.model").read_bytes(), random.Random(0)
-    for _ in range(500):
-        damaged = bytearray(whole)
-        damaged[draw.randrange(len(whole))] = draw.randrange(256)
-        (llama2 / "tokenizer.model").write_bytes(damaged)
-        try:
-            load_tokenizer(llama2).encode(REPORTS[0])
-        except UserError as error:
-            assert "tokenizer.model" in str(error) and "\n" not in str(error)

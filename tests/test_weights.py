@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llamaxr.errors import UserError
-from llamaxr.weights import Stored, load_llama
+from llamaxr.files.checkpoint_tensors import CheckpointTensors
+from llamaxr.weights import load_llama
 
 UP = "model.layers.1.mlp.up_proj.weight"  # (128, 64) fp32, as the tests' base has it
 GATE = "model.layers.1.mlp.gate_proj.weight"
@@ -51,8 +52,8 @@ def shard(folder, halves):
 def refusal(folder):
     """The one line with which a folder is refused; no tensor may be read before."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
-        for method in ("read", "tiles", "nf4"):
-            patch.setattr(Stored, method, lambda self, name, *_: pytest.fail(f"{name} was read"))
+        for method in ("read", "nf4"):
+            patch.setattr(CheckpointTensors, method, lambda self, name, *_: pytest.fail(f"{name} was read"))
         load_llama(folder)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 600
@@ -178,7 +179,7 @@ def test_a_weight_of_another_dtype_is_refused(folder, dtype, n_columns):
     header, data = header_of(folder / "model.safetensors")
     header[UP].update(dtype=dtype, shape=[128, n_columns])  # as many bytes as before
     write(folder / "model.safetensors", header, data)
-    assert f"model.safetensors: {UP} is {dtype}; read are BF16, F16, F32 and NF4" in refusal(folder)
+    assert f"model.safetensors: {UP} is {dtype}; supported are BF16, F16, F32 and NF4" in refusal(folder)
 
 
 def test_a_header_of_a_million_tensors_is_refused_unread(folder):
@@ -206,7 +207,7 @@ def test_gigabytes_of_the_wrong_shape_are_refused_unread(folder):
 def test_a_tensor_in_two_shards_is_refused(folder):
     names = sorted(load_file(folder / "model.safetensors"))
     shard(folder, {"a.safetensors": [*names[:9], UP], "b.safetensors": [*names[9:], UP]})
-    assert f"b.safetensors: '{UP}' stands in a.safetensors too" in refusal(folder)
+    assert f"b.safetensors: '{UP}' is in a.safetensors too" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [

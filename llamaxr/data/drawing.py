@@ -1,9 +1,9 @@
 """The films of a phantom: a frontal and a lateral chest radiograph, drawn from a list of findings.
 
-A film is a sum of densities (0 air, 1 metal) on a canvas in units of the image's width: x from -0.5 to
-0.5, y from 0 at the top to 1. It is drawn upright and symmetric, then posed (shift, scale, tilt) and
-exposed. As radiologists hang films, the patient's right is on the image's left: right is x < 0. On the
-lateral view the patient looks to the left.
+A film is a sum of densities (0 air, 1 metal) on a canvas. Lengths are in image widths: x from -0.5 to 0.5,
+y from 0 at the top to 1. The film is drawn upright and symmetric, then posed (shift, scale, tilt) and exposed.
+As on a light box, the patient's right is on the image's left: right is x < 0. On the lateral view the patient
+faces left.
 """
 
 import math
@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-MARGIN = 0.08  # canvas beyond each edge of the film, for the pose to move in
+MARGIN = 0.08  # canvas beyond each edge of the film, room for the pose
 SIGN = {"right": -1, "left": 1}
-# Of metrics/findings.py's FINDINGS. Drawings are seeded by a finding's place here: keep the order.
+# Ten of the FINDINGS in metrics/findings.py. A finding's index here seeds its drawing: keep the order.
 DRAWN = ("cardiomegaly", "effusion", "pneumothorax", "consolidation", "nodule", "granuloma", "atelectasis",
          "hyperinflation", "scoliosis", "device")
 ZONE_Y = {"upper": 0.27, "mid": 0.45, "lower": 0.62}
@@ -25,9 +25,9 @@ ZONE_DEPTH = {"upper": 0.02, "mid": -0.08, "lower": 0.12}  # x on the lateral vi
 
 @dataclass(frozen=True)
 class Finding:
-    """name: of DRAWN. side: left, right, bilateral or None. zone: upper, mid, lower or None.
+    """name: one of DRAWN. side: left, right, bilateral or None. zone: upper, mid, lower or None.
 
-    A device is told by its side: a pacemaker left, a venous catheter right, sternotomy wires None.
+    The side of a device is its kind: left is a pacemaker, right a venous catheter, None sternotomy wires.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 class _Film:
-    """A canvas of densities, float32 (n, n), and the pens to draw on it; lengths in image widths."""
+    """A canvas of densities, float32 (n, n), and the tools to draw on it; lengths are in image widths."""
 
     def __init__(self, size: int):
         self.size, self.n = size, round(size * (1 + 2 * MARGIN))
@@ -45,7 +45,7 @@ class _Film:
         self.density = np.zeros((self.n, self.n), np.float32)
 
     def ellipse(self, x, y, rx, ry, amount, edge=0.2, tilt=0.0, inside=None, at_least=False):
-        """Add an ellipse whose rim fades over `edge` radii; at_least: raise to `amount`, not by it."""
+        """Add an ellipse whose rim fades over `edge` radii. at_least: raise to `amount` instead of adding it."""
         reach = max(rx, ry) * (1 + edge)
         rows, cols = (slice(*(min(max(round((c - reach + MARGIN) * self.size), 0), self.n),
                               min(max(round((c + reach + MARGIN) * self.size) + 1, 0), self.n)))
@@ -56,11 +56,11 @@ class _Film:
         mask = _ramp((1 - r) / np.float32(edge))
         if inside is not None:
             mask *= inside[rows, cols]
-        here = self.density[rows, cols]
-        here += mask * (np.clip(amount - here, 0, None) if at_least else np.float32(amount))
+        region = self.density[rows, cols]                                    # a view: += draws on the canvas
+        region += mask * (np.clip(amount - region, 0, None) if at_least else np.float32(amount))
 
     def strokes(self, lines, blur, inside=None):
-        """Add lines: each ([(x, y), ...], width, density), blurred by `blur` pixels of a 224-pixel film."""
+        """Add lines, each ([(x, y), ...], width, density). blur: in pixels of a film of 224 pixels."""
         image = Image.new("L", (self.n, self.n))
         pen = ImageDraw.Draw(image)
         for points, width, amount in lines:
@@ -70,11 +70,11 @@ class _Film:
         self.density += ink if inside is None else ink * inside
 
     def raise_to(self, amount, mask):
-        """Let `mask` (n, n) bring every density up to `amount`, as a solid organ does."""
+        """Raise every density under `mask` (n, n) to `amount`, as a solid organ does."""
         self.density += mask * np.clip(np.float32(amount) - self.density, 0, None)
 
     def expose(self, pose, rng) -> np.ndarray:
-        """The film as taken: posed, exposed, with grain; uint8 (size, size)."""
+        """The finished film: posed, exposed, with grain; uint8 (size, size)."""
         c, s = math.cos(pose.tilt) / pose.scale, math.sin(pose.tilt) / pose.scale
         half, middle = self.size / 2, self.n / 2
         dx, dy = half + pose.x * self.size, half + pose.y * self.size
@@ -94,18 +94,18 @@ def _ramp(t):
 
 
 def draw(findings: tuple[Finding, ...], rng: np.random.Generator, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
-    """The frontal and the lateral film, uint8 (size, size). The same rng draws the same body and pose
-    whatever the findings are, so two films of one rng differ by their findings alone."""
+    """The frontal and the lateral film, uint8 (size, size). The same rng gives the same body and pose for any
+    findings: two films of one rng differ in their findings only."""
     body_seed, findings_seed, frontal_seed, lateral_seed = rng.integers(2**32, size=4)
     body = _body(findings, np.random.default_rng(body_seed))
-    # four numbers in [0, 1) a finding, which both views share: size, place (2), density
+    # four numbers in [0, 1) per finding, shared by both views: size, position (2), density
     traits = {f: np.random.default_rng((findings_seed, DRAWN.index(f.name))).random(4) for f in findings}
     return _frontal(body, traits, np.random.default_rng(frontal_seed), size), \
         _lateral(body, traits, np.random.default_rng(lateral_seed), size)
 
 
 def _body(findings, rng) -> SimpleNamespace:
-    """The anatomy of one patient; what a finding changes all through the film is changed here."""
+    """The anatomy of one patient, with the findings that change the whole film."""
     u = rng.uniform
     names = {f.name for f in findings}
     body = SimpleNamespace(
@@ -141,14 +141,14 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
     film, pose = _Film(size), _pose(rng)
     x, y = film.x, film.y
     ax, side = np.abs(x), np.sign(x)
-    # the body: neck, shoulders, trunk; then the lungs are taken out of it
+    # the body: neck, shoulders, trunk; then the lungs are cut out of it
     edge = np.interp(y, (0, 0.06, 0.13, 0.22, 0.6, 1), (0.14, 0.2, 0.36, 0.5, 0.455, 0.46)) + body.shoulder
     film.density += np.float32(body.soft) * _ramp((edge.astype(np.float32) - ax) / np.float32(0.02))
-    out = np.float32(0.19) + np.float32(0.4) * np.clip(y - 0.36, 0, 0.06)                  # (n, 1) lung's axis
-    across = (ax - out) / np.where(ax > out, body.half - out + 0.05 * (y - 0.36), 0.15).astype(np.float32)
+    center = np.float32(0.19) + np.float32(0.4) * np.clip(y - 0.36, 0, 0.06)                  # (n, 1) axis of the lung
+    across = (ax - center) / np.where(ax > center, body.half - center + 0.05 * (y - 0.36), 0.15).astype(np.float32)
     up = np.clip(0.36 - y, 0, None) / np.float32(0.36 - body.apex)
     r = np.sqrt(across * across + up * up)                                  # 1 on the chest wall and at the apex
-    floor = body.base + 0.02 * (side > 0) + body.dome * ((ax - 0.19) / 0.17) ** 2   # (1, n) right dome higher
+    floor = body.base + 0.02 * (side > 0) + body.dome * ((ax - 0.19) / 0.17) ** 2   # (1, n) the right dome is higher
     above = _ramp((floor.astype(np.float32) - y) / np.float32(0.008))
     lung = _ramp((1 - r) / np.float32(0.045)) * above
     film.density *= 1 - np.float32(body.air) * lung
@@ -179,18 +179,18 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
     film.ellipse(-0.025, 0.61, 0.065 * h, 0.11, 0.58, edge=0.12, at_least=True)                # right atrium
     air = [([(0.0, 0.0), (0.004, 0.2), (0.0, 0.385)], 0.03, 0.14),
            ([(0.0, 0.38), (-0.05, 0.43)], 0.018, 0.1), ([(0.0, 0.38), (0.065, 0.44)], 0.018, 0.1)]
-    film.density *= -1                                                                         # air takes away
+    film.density *= -1                                                                         # air subtracts
     film.strokes(air, 2)
     film.density *= -1
     film.ellipse(0.16, body.base + 0.075, 0.07, body.bubble, -0.25, edge=0.4)                  # gas in the stomach
     for s in (-1, 1):
         film.ellipse(s * 0.22, 0.68, 0.16, 0.13, body.breast, edge=0.25)
 
-    held = lung                                                     # where lung, and so its vessels, still is
+    aerated = lung                                                  # the lung that is not collapsed has vessels
     for finding, t in traits.items():
         if finding.name == "pneumothorax":
-            held = _collapse(film, finding, t, lung, r)
-    film.strokes(_vessels(rng), 0.8, held)
+            aerated = _collapse(film, finding, t, lung, r)
+    film.strokes(_vessels(rng), 0.8, aerated)
 
     for finding, t in traits.items():
         sides = (-1, 1) if finding.side == "bilateral" else (SIGN.get(finding.side, 0),)
@@ -211,23 +211,24 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
 
 
 def _fluid_level(body, t, s) -> float:
-    """y of an effusion's surface over the dome of side s."""
+    """y of an effusion's surface above the dome on side s."""
     return body.base + 0.02 * (s > 0) - 0.015 - 0.06 * t[0]
 
 
 def _collapse(film, finding, t, lung, r):
-    """Darken the rim of one lung and draw its edge; returns what of the lungs is held to the wall."""
-    gone = (0.26 + 0.12 * t[0]) * np.clip((0.62 - film.y) / 0.35, 0, 1).astype(np.float32)      # (n, 1)
-    here = film.x * SIGN[finding.side] > 0
-    inner = (1 - gone) - r                                                      # above 0: still lung
-    rim = lung * here * _ramp(-inner / np.float32(0.03)) * (gone > 0.01)
+    """Darken the rim of one lung and draw the lung's edge; returns `lung` without the collapsed rim."""
+    depth = (0.26 + 0.12 * t[0]) * np.clip((0.62 - film.y) / 0.35, 0, 1).astype(np.float32)      # (n, 1)
+    this_side = film.x * SIGN[finding.side] > 0
+    inner = (1 - depth) - r                                                     # above 0: still lung
+    rim = lung * this_side * _ramp(-inner / np.float32(0.03)) * (depth > 0.01)
     film.density *= 1 - np.float32(0.55) * rim
-    film.density += np.float32(0.20) * lung * here * (gone > 0.02) * np.clip(1 - np.abs(inner) / np.float32(0.045), 0, 1)
+    film.density += np.float32(0.20) * lung * this_side * (depth > 0.02) \
+        * np.clip(1 - np.abs(inner) / np.float32(0.045), 0, 1)
     return lung * (1 - rim)
 
 
 def _vessels(rng):
-    """Vessels that fan out from both hila, as lines for a film."""
+    """Vessels that fan out from both hila, as lines for _Film.strokes."""
     lines = []
     for s in (-1, 1):
         for angle in np.linspace(-1.35, 1.3, 10) + rng.normal(0, 0.1, 10):
@@ -241,7 +242,7 @@ def _vessels(rng):
 
 
 def _opacity(film, name, x, y, t, lung):
-    """A focal opacity in the lung: the three kinds differ in size, edge and density."""
+    """A focal opacity in the lung. The three kinds differ in size, edge and density."""
     if name == "nodule":
         radius = 0.021 + 0.009 * t[0]
         film.ellipse(x, y, radius, radius * (0.9 + 0.2 * t[3]), 0.26 + 0.06 * t[3], edge=0.3)
@@ -256,7 +257,7 @@ def _opacity(film, name, x, y, t, lung):
 
 
 def _bands(film, x, y, slope, t):
-    """Plates of collapsed lung: two thin bands above the diaphragm."""
+    """Plate atelectasis: two thin bands above the diaphragm."""
     y, reach = y - 0.02 * t[2], 0.055 + 0.02 * t[0]
     film.strokes([([(x - reach, y - slope * 0.02), (x + reach, y + slope * 0.02)], 0.011, 0.32),
                   ([(x - 0.6 * reach, y - 0.03), (x + 0.7 * reach, y - 0.03 + slope * 0.015)], 0.008, 0.24)], 0.7)
@@ -282,11 +283,11 @@ def _lateral(body, traits, rng, size) -> np.ndarray:
     film, pose = _Film(size), _pose(rng)
     x, y = film.x, film.y
     names = {f.name for f in traits}
-    large = "hyperinflation" in names
+    hyperinflated = "hyperinflation" in names
     front = np.interp(y, (0, 0.12, 0.3, 0.7, 1), (-0.16, -0.2, -0.33, -0.37, -0.36)).astype(np.float32)
     film.density += np.float32(body.soft) * _ramp((x - front) / np.float32(0.02)) * _ramp((0.42 - x) / np.float32(0.03))
-    # both lungs lie over each other, between breastbone and spine
-    across = (x + 0.02) / np.where(x < -0.02, 0.26 + 0.03 * large, 0.27).astype(np.float32)
+    # the lungs overlap, between breastbone and spine
+    across = (x + 0.02) / np.where(x < -0.02, 0.26 + 0.03 * hyperinflated, 0.27).astype(np.float32)
     up = np.clip(0.42 - y, 0, None) / np.float32(0.42 - body.apex)
     r = np.sqrt(across * across + up * up)
     floor = body.base + 0.02 + 0.25 * x + 1.6 * body.dome * ((x + 0.02) / 0.27) ** 2
@@ -295,10 +296,10 @@ def _lateral(body, traits, rng, size) -> np.ndarray:
     film.density *= 1 - np.float32(body.air - 0.06) * lung
     film.density += (1 - above) * (x > front) * (x < 0.42) * np.float32(0.14) + _mottle(film, rng, 0.014)
     spine = 0.25 + 0.05 * np.sin((y - 0.1) * np.float32(math.pi)) - 0.03
-    turned = "scoliosis" in names                                   # a turned spine hides its discs
-    blocks = 0.75 + (0.04 if turned else 0.25) * np.cos(y * np.float32(2 * math.pi / 0.07))
-    wide = 0.05 + 0.02 * turned
-    film.density += np.float32(body.spine + 0.06) * blocks * _ramp((wide - np.abs(x - spine)) / np.float32(0.01))
+    rotated = "scoliosis" in names                                   # a rotated spine hides its discs
+    blocks = 0.75 + (0.04 if rotated else 0.25) * np.cos(y * np.float32(2 * math.pi / 0.07))
+    width = 0.05 + 0.02 * rotated
+    film.density += np.float32(body.spine + 0.06) * blocks * _ramp((width - np.abs(x - spine)) / np.float32(0.01))
     wave = np.cos((y - body.rib_at - 0.25 * (0.2 - x)) / body.ribs * np.float32(2 * math.pi))
     film.density += np.float32(0.7 * body.rib) * _ramp((wave - 0.45) * 3) * lung
     film.strokes([([(-0.2, 0.16), (-0.3, 0.35), (-0.32, 0.6)], 0.022, 0.16),                   # breastbone
@@ -316,7 +317,7 @@ def _lateral(body, traits, rng, size) -> np.ndarray:
 
     for finding, t in traits.items():
         s = SIGN.get(finding.side, 0)
-        if finding.name == "effusion":          # the deepest recess is behind, where fluid shows first
+        if finding.name == "effusion":          # fluid shows first in the deepest recess, at the back
             level = body.base + 0.05 - 0.06 * t[0] - 0.3 * np.clip(x - 0.08, 0, None) - 0.02 * (s == 0)
             film.raise_to(0.62, lung * (x > -0.1) * _ramp((y - level.astype(np.float32)) / np.float32(0.012)))
         elif finding.name == "pneumothorax":

@@ -1,13 +1,12 @@
 """IU X-ray (Demner-Fushman et al. 2016) from any of its public forms: the same studies, texts and split.
 
-In: a folder in R2Gen's, Open-i's or Kaggle's form, recognised by itself (iu_layouts.py), or none, and
-Open-i's archives are downloaded (`fetch`). Out: studies. Whatever the form, the split is R2Gen's (Chen et al.
-2020): 2069 / 296 / 590 studies whose report is Open-i's FINDINGS section, which are exactly those with
-findings and two images or more. Its ids and splits, facts without any text, lie in r2gen_split.json; a folder
-in R2Gen's form brings its own list.
+In: a folder in R2Gen's, Open-i's or Kaggle's form (iu_layouts.py recognises it); `fetch` downloads Open-i's.
+Out: studies. The split is always R2Gen's (Chen et al. 2020): 2069 / 296 / 590 studies, whose report is
+Open-i's FINDINGS section. These are exactly the studies with findings and at least two images. Their ids and
+splits, without any text, are in r2gen_split.json; R2Gen's form has its own list.
 
-Views: R2Gen's order, Kaggle's projection column, or for Open-i's form what views.py finds. Only Open-i's own
-reports (beside R2Gen's form, if they lie there) and Kaggle's table know impressions and indexed terms.
+Views: R2Gen's order, Kaggle's projection column, Open-i's order. Impressions and index terms are in Open-i's
+reports (also where those are beside R2Gen's files) and in Kaggle's table only.
 """
 
 import hashlib
@@ -16,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-from . import iu_layouts
 from ..files.download import download, unpack
-from .iu_layouts import Report, number
-from .report import compose
-from .study import SPLITS, Study, whole
+from . import iu_layouts
+from .iu_layouts import Report, report_number
+from .report import compose_report
+from .study import Study, validate_studies
 
-SPLIT_LIST = Path(__file__).parent / "r2gen_split.json"
+R2GEN_SPLIT = Path(__file__).parent / "r2gen_split.json"  # {split: [ids]}
 SPLIT_BY = ("r2gen", "patient")
 SHARES = (("train", 0.7), ("val", 0.8), ("test", 1.0))  # R2Gen's 7 : 1 : 2, as upper bounds
 OPENI = "https://openi.nlm.nih.gov/imgs/collections"
@@ -40,84 +39,79 @@ def load_studies(
 ) -> list[Study]:
     """The studies of a folder.
 
-    split_by: "r2gen" gives that benchmark's studies in its order; "patient" all studies with findings and an
-    image, by number, each dealt to a split by a hash of its number and split_seed, so that a study stays
-    where it is whatever else is missing. A report number is a patient here: IU X-ray has one study of each.
-    sections, drop_redacted: what of a report is its text (report.py). on_missing, warn: see `whole`.
-    Raises UserError for a folder in no known form, and for what is damaged or missing in it.
+    split_by: "r2gen" gives that benchmark's studies in its order. "patient" gives all studies with findings
+    and an image, by number; a hash of number and split_seed chooses the split, so a study keeps its split
+    whatever else is missing. IU X-ray has one study per patient.
+    sections, drop_redacted: the text of a report (report.py). on_missing, warn: see `validate_studies`.
+    Raises UserError for a folder in no known form, and for damaged or missing files in it.
     """
-    layout = iu_layouts.layout(root)
+    layout = iu_layouts.find_layout(root)
+    bad_reports: list[str] = []
     if layout == "r2gen":
-        reports, lost = iu_layouts.read_r2gen(root), []
+        reports = iu_layouts.read_r2gen(root)
         if iu_layouts.has_openi_reports(root):
-            lost = add_openi(reports, root)
+            bad_reports = add_openi_sections(reports, root)
         elif sections != "findings":
             raise UserError(
                 f"{root} is R2Gen's form, which has findings only: --sections {sections} needs Open-i's "
                 f"reports in the same folder ({OPENI}/{iu_layouts.XML_ARCHIVE})"
             )
     else:
-        reports, lost = (
-            iu_layouts.read_openi(root) if layout == "openi" else (iu_layouts.read_kaggle(root), [])
-        )
-        reports, lost = once(reports, lost)
+        if layout == "openi":
+            reports, bad_reports = iu_layouts.read_openi(root)
+        else:
+            reports = iu_layouts.read_kaggle(root)
+        reports, duplicates = drop_duplicates(reports)
+        bad_reports += duplicates
         if split_by == "r2gen":
-            reports, absent = r2gen_studies(reports)
-            lost = lost + absent
+            reports, absent = select_r2gen(reports)
+            bad_reports += absent
     if split_by == "patient":
         reports = [r for r in reports if r.sections.get("findings") and (r.frontal or r.lateral)]
-        name_by_r2gen(reports)
-        reports.sort(key=lambda r: number(r.uid))
-        for report in reports:
-            report.split = deal(report.uid, split_seed)
-    studies = [
-        Study(
-            r.id, r.frontal, r.lateral, compose(r.sections, sections, drop_redacted), r.split, None, r.terms
-        )
-        for r in reports
-    ]
-    return whole(studies, root, on_missing, warn, lost)
+        reports.sort(key=lambda report: report_number(report.uid))
+        names = {id.split("_")[0]: id for ids in json.loads(R2GEN_SPLIT.read_text()).values() for id in ids}
+        for report in reports:  # R2Gen's id where it has one: a study has the same id in all forms
+            report.id = report.id or names.get(report.uid, report.uid)
+            report.split = patient_split(report.uid, split_seed)
+    studies = []
+    for r in reports:
+        text = compose_report(r.sections, sections, drop_redacted)
+        studies.append(Study(r.id, r.frontal, r.lateral, text, r.split, terms=r.terms))
+    return validate_studies(studies, root, on_missing, warn, bad_reports)
 
 
-def deal(uid: str, seed: int) -> str:
-    """The split of a patient: a hash of number and seed, as a share of all hashes."""
-    share = int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:6]) / 2**48
-    return next(split for split, bound in SHARES if share < bound)
+def patient_split(uid: str, seed: int) -> str:
+    """The split of a patient: a hash of number and seed, as a fraction of the largest, against SHARES."""
+    fraction = int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:6]) / 2**48
+    return next(split for split, bound in SHARES if fraction < bound)
 
 
-def once(reports: list[Report], lost: list[str]) -> tuple[list[Report], list[str]]:
-    """The first report of each number, and `lost` with the others."""
-    met: dict[str, Report] = {}
-    twice = [r.uid for r in reports if met.setdefault(r.uid, r) is not r]
-    return list(met.values()), lost + [f"{uid}, there twice" for uid in twice]
+def drop_duplicates(reports: list[Report]) -> tuple[list[Report], list[str]]:
+    """The first report of each number; and the numbers of the others."""
+    first: dict[str, Report] = {}
+    duplicates = [f"{r.uid}, a duplicate" for r in reports if first.setdefault(r.uid, r) is not r]
+    return list(first.values()), duplicates
 
 
-def r2gen_studies(reports: list[Report]) -> tuple[list[Report], list[str]]:
-    """R2Gen's studies in R2Gen's order, with its ids and split; and which of them are not there."""
-    by_uid, chosen, absent = {r.uid: r for r in reports}, [], []
-    for split, ids in json.loads(SPLIT_LIST.read_text()).items():
-        assert split in SPLITS
+def select_r2gen(reports: list[Report]) -> tuple[list[Report], list[str]]:
+    """R2Gen's studies in R2Gen's order, with its ids and splits; and which of them are absent."""
+    by_uid, selected, absent = {r.uid: r for r in reports}, [], []
+    for split, ids in json.loads(R2GEN_SPLIT.read_text()).items():
         for id in ids:
-            report = by_uid.get(id.split("_")[0])
-            if report is None:
-                absent.append(f"{id.split('_')[0]} of R2Gen's {split} split")
+            uid = id.split("_")[0]
+            if uid in by_uid:
+                by_uid[uid].id, by_uid[uid].split = id, split
+                selected.append(by_uid[uid])
             else:
-                report.id, report.split = id, split
-                chosen.append(report)
-    return chosen, absent
+                absent.append(f"{uid} of R2Gen's {split} split")
+    return selected, absent
 
 
-def name_by_r2gen(reports: list[Report]) -> None:
-    """R2Gen's id where R2Gen has the study, else its number, so that a study has one name in all forms."""
-    names = {id.split("_")[0]: id for ids in json.loads(SPLIT_LIST.read_text()).values() for id in ids}
-    for report in reports:
-        report.id = report.id or names.get(report.uid, report.uid)
-
-
-def add_openi(reports: list[Report], root: Path) -> list[str]:
-    """Give R2Gen's reports the impression and terms of Open-i's beside them. Returns what is damaged."""
-    beside, damaged = iu_layouts.read_openi_reports(root)
-    by_uid = {r.uid: r for r in beside}
+def add_openi_sections(reports: list[Report], root: Path) -> list[str]:
+    """Add the impressions and terms of Open-i's reports in the same folder to R2Gen's reports, in place.
+    Returns the names of damaged files."""
+    openi, damaged = iu_layouts.read_openi(root)
+    by_uid = {report.uid: report for report in openi}
     for report in reports:
         if report.uid in by_uid:
             report.terms = by_uid[report.uid].terms
@@ -126,14 +120,14 @@ def add_openi(reports: list[Report], root: Path) -> list[str]:
 
 
 def fetch(folder: Path, progress: Callable[[str, int, int | None], None] | None = None) -> Path:
-    """Open-i's two archives, downloaded to the folder and unpacked there; gives the folder. What is there
-    already is not fetched again, and an interrupted download goes on where it stopped.
+    """Download Open-i's two archives to the folder and unpack them there; returns the folder. Files that are
+    there already are not downloaded again, and an interrupted download resumes.
 
-    progress(what, done, total) is told of bytes. UserError where it can't be had, with the way by hand.
+    progress(what, done, total) gets bytes. UserError if a download fails, with how to do it by hand.
     """
     for archive, unpacked, suffix in (
         (iu_layouts.XML_ARCHIVE, iu_layouts.XML_FOLDER, ".xml"),
-        ("NLMCXR_png.tgz", "NLMCXR_png", ".png"),
+        (f"{iu_layouts.PNG_FOLDER}.tgz", iu_layouts.PNG_FOLDER, ".png"),
     ):
         if not (folder / unpacked).is_dir():
             download(f"{OPENI}/{archive}", folder / archive, progress)

@@ -1,8 +1,8 @@
-"""Phantoms: drawn chest radiographs whose findings are known, with reports in IU X-ray's manner.
+"""Phantoms: drawn chest radiographs whose findings are known, with reports in the style of IU X-ray.
 
-In: a seed. Out: studies (a frontal and a lateral film, a report, the true findings) to learn and test on
-where no patient's image can be had. `imagine` draws the findings of a study, drawing.py its two films,
-`describe` writes its report; `make_studies` does this for a whole data set, once, and keeps it in a folder.
+In: a seed. Out: studies (a frontal and a lateral film, a report, the true findings) for training and tests
+without any patient's images. `sample_findings` chooses the findings of a study, drawing.py draws its films,
+`write_report` writes its report. `make_studies` does this once for a data set and stores it in a folder.
 """
 
 import json
@@ -13,21 +13,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .workers import pool
+from ..radiograph import VIEWS
 from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
-from .study import SPLITS, VIEWS, Study
+from .study import SPLITS, Study
+from .workers import process_pool
 
-DRAWING_VERSION = 2  # raise it whenever a drawing or a wording changes: kept folders are then redrawn
-ONE_VIEW = 0.06  # share of studies with no lateral, so that those are learned too
+DRAWING_VERSION = 2  # raise it whenever a drawing or a sentence changes: stored folders are then redrawn
+ONE_VIEW = 0.06  # share of studies without a lateral, so that the model learns those too
 
 
-def imagine(rng: np.random.Generator) -> tuple[Finding, ...]:
-    """The findings of one study: none in 40% of them, else one to four different ones, equally likely."""
+def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
+    """The findings of one study: none in 40% of the studies, else one to four different ones. All findings
+    are equally likely."""
     if rng.random() < 0.4:
         return ()
-    number = 1 + int(rng.choice(4, p=(0.5, 0.28, 0.15, 0.07)))
-    names = rng.choice(DRAWN, number, replace=False).tolist()
-    # focal findings take different places, so that none hides another
+    n_findings = 1 + int(rng.choice(4, p=(0.5, 0.28, 0.15, 0.07)))
+    names = rng.choice(DRAWN, n_findings, replace=False).tolist()
+    # focal findings get different places, so that none hides another
     places = [(side, zone) for side in SIGN for zone in ZONE_Y]
     places = iter([places[i] for i in rng.permutation(len(places))])
     findings = []
@@ -48,8 +50,8 @@ def imagine(rng: np.random.Generator) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-# How a finding is put into words; {where} is its place. One is drawn for each mention.
-WORDINGS = {
+# Each topic of a report and its sentences, one of which is drawn; {where} is the place of a finding.
+SENTENCES = {
     "cardiomegaly": ("The heart is enlarged.", "There is cardiomegaly.",
                      "The cardiac silhouette is enlarged."),
     "effusion": ("There is a {where} pleural effusion.", "{Where} pleural effusion is present.",
@@ -93,44 +95,44 @@ ZONE_WORDS = {"upper": "{side} upper lobe", "mid": "{side} mid lung", "lower": "
 
 
 def place(finding: Finding) -> str:
-    """Side and zone in words: "left", "right upper lobe", "left lung base"; empty where there is none."""
+    """Side and zone in words: "left", "right upper lobe", "left lung base"; "" for a finding without them."""
     if finding.name == "atelectasis":
         return f"{finding.side} lung base"
     return ZONE_WORDS[finding.zone].format(side=finding.side) if finding.zone else finding.side or ""
 
 
-def describe(findings: tuple[Finding, ...], rng: np.random.Generator) -> str:
-    """The report of a study, one paragraph: heart, lungs, pleura, bones, devices; what is there with its
-    place, and the usual statements about what is not."""
+def write_report(findings: tuple[Finding, ...], rng: np.random.Generator) -> str:
+    """The report of a study, one paragraph: heart, lungs, pleura, bones, devices. It names every finding with
+    its place and makes the usual statements about what is absent."""
 
-    def say(topic: str, where: str = "") -> str:
-        wording = WORDINGS[topic][rng.integers(len(WORDINGS[topic]))]
-        return wording.format(where=where, Where=where.capitalize())
+    def sentence(topic: str, where: str = "") -> str:
+        text = SENTENCES[topic][rng.integers(len(SENTENCES[topic]))]
+        return text.format(where=where, Where=where.capitalize())
 
     by_name = {f.name: f for f in findings}
-    sentences = [say("cardiomegaly" if "cardiomegaly" in by_name else "normal heart")]
+    sentences = [sentence("cardiomegaly" if "cardiomegaly" in by_name else "normal heart")]
     focal = [n for n in ("consolidation", "nodule", "granuloma", "atelectasis") if n in by_name]
-    lungs = [say("hyperinflation")] if "hyperinflation" in by_name else []
-    lungs += [say(n, place(by_name[n])) for n in focal]
+    lungs = [sentence("hyperinflation")] if "hyperinflation" in by_name else []
+    lungs += [sentence(n, place(by_name[n])) for n in focal]
     if not focal:
-        lungs += [say("clear but hyperinflated" if lungs else "clear lungs")]
+        lungs += [sentence("clear but hyperinflated" if lungs else "clear lungs")]
     elif "consolidation" not in focal and rng.random() < 0.5:
-        lungs += [say("otherwise clear")]
-    pleura = [say(n, place(by_name[n])) for n in ("effusion", "pneumothorax") if n in by_name]
+        lungs += [sentence("otherwise clear")]
+    pleura = [sentence(n, place(by_name[n])) for n in ("effusion", "pneumothorax") if n in by_name]
     if not pleura:
-        pleura = [say("no pleural finding")]
+        pleura = [sentence("no pleural finding")]
     elif len(pleura) == 1:
-        pleura += [say("no pneumothorax" if "effusion" in by_name else "no effusion")]
-    bones = [say("scoliosis" if "scoliosis" in by_name else "normal bones")]
+        pleura += [sentence("no pneumothorax" if "effusion" in by_name else "no effusion")]
+    bones = [sentence("scoliosis" if "scoliosis" in by_name else "normal bones")]
     devices = []
     if "device" in by_name:
-        devices = [say(f"{by_name['device'].side or ''} device".lstrip())]
+        devices = [sentence(f"{by_name['device'].side or ''} device".lstrip())]
     return " ".join(sentences + lungs + pleura + bones + devices).replace("A bilateral", "Bilateral")
 
 
-def hints(findings: tuple[Finding, ...]) -> str:
-    """The findings as a terse list ("cardiomegaly; nodule, right upper lobe"), or "normal": the input of the
-    tiny base's text-only training, so that it can already write from a list before it ever meets an image."""
+def list_findings(findings: tuple[Finding, ...]) -> str:
+    """The findings as a short list ("cardiomegaly; nodule, right upper lobe"), or "normal". The tiny base is
+    trained on text alone to write a report from such a list, before it is given any image."""
     return "; ".join(", ".join(filter(None, (f.name, place(f)))) for f in findings) or "normal"
 
 
@@ -144,65 +146,63 @@ def make_studies(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> list[Study]:
-    """The sample data set in `folder`, drawn on the first call and found there on later ones.
+    """The sample data set in `folder`: drawn by the first call, read by later ones.
 
-    Study i depends on (seed, i) alone, so any number of workers draws the same bytes. studies.json is written
-    last, by rename: without it, made by other settings, or with an image missing, everything is drawn again.
-    size: pixels a side. progress, if given, is called with the number of studies drawn so far.
+    Study i depends on (seed, i) only, so any number of workers draws the same bytes. studies.json is written
+    last and renamed into place. If it is absent or has other settings, or an image is missing, everything is
+    drawn again.
+    size: pixels per side. progress, if given, is called with the number of studies drawn so far.
     """
     settings = {"version": DRAWING_VERSION, "counts": [n_train, n_val, n_test], "seed": seed, "size": size}
     index, images = folder / "studies.json", folder / "images"
     try:
-        kept = json.loads(index.read_text(encoding="utf-8"))
-        rows = kept["studies"]
-        fresh = kept["settings"] == settings and all((images / n).is_file() for r in rows for n in r["views"])
+        stored = json.loads(index.read_text(encoding="utf-8"))
+        rows = stored["studies"]
+        is_current = stored["settings"] == settings and all(
+            (images / name).is_file() for row in rows for name in row["views"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        fresh = False
-    if not fresh:
+        is_current = False
+    if not is_current:
         images.mkdir(parents=True, exist_ok=True)
-        index.unlink(missing_ok=True)  # from here on some images may be the old ones, some the new
+        index.unlink(missing_ok=True)  # from here on the images may be a mixture of old and new
         splits = [split for split, n in zip(SPLITS, settings["counts"], strict=True) for _ in range(n)]
         jobs = [(images, seed, i, split, size) for i, split in enumerate(splits)]
         rows = []
-        with pool(workers) as processes:
-            for row in processes.map(_make_study, jobs, chunksize=16):
+        with process_pool(workers) as pool:
+            for row in pool.map(_make_study, jobs, chunksize=16):
                 rows.append(row)
                 if progress:
                     progress(len(rows))
         temporary = index.with_name(index.name + ".tmp")
         temporary.write_text(json.dumps({"settings": settings, "studies": rows}), encoding="utf-8")
         os.replace(temporary, index)
-    return [
-        Study(
-            id=row["id"],
-            frontal=images / row["views"][0],
-            lateral=images / row["views"][1] if len(row["views"]) > 1 else None,
-            report=row["report"],
-            split=row["split"],
-            findings=frozenset(row["findings"]),
-        )
-        for row in rows
-    ]
+    studies = []
+    for row in rows:
+        frontal, lateral = (*(images / name for name in row["views"]), None)[:2]
+        findings = frozenset(row["findings"])
+        studies.append(Study(row["id"], frontal, lateral, row["report"], row["split"], findings))
+    return studies
 
 
 def phantom(seed: int, i: int, size: int = 224) -> tuple[tuple[Finding, ...], list[np.ndarray], str]:
     """Study i of a seed: its findings, its one or two films (frontal first), its report."""
     rng = np.random.default_rng((seed, i))
-    findings = imagine(rng)
+    findings = sample_findings(rng)
     films = list(draw(findings, rng, size))
     if rng.random() < ONE_VIEW:
         films = films[:1]
-    return findings, films, describe(findings, rng)
+    return findings, films, write_report(findings, rng)
 
 
 def _make_study(job: tuple[Path, int, int, str, int]) -> dict:
-    """Draw and write one study; gives its line of studies.json."""
+    """Draw one study and save its films; returns its row of studies.json."""
     images, seed, i, split, size = job
     findings, films, report = phantom(seed, i, size)
     name = f"phantom-{seed}-{i:05d}"
     views = [f"{name}_{view}.png" for view in VIEWS[: len(films)]]
     for file, film in zip(views, films, strict=True):
-        temporary = images / f"{file}.tmp"  # so that no half image is ever left
+        temporary = images / f"{file}.tmp"  # renamed when complete: an interruption leaves no half image
         Image.fromarray(film).save(temporary, format="PNG", compress_level=1)
         os.replace(temporary, images / file)
     names = [f.name for f in findings]

@@ -1,7 +1,8 @@
-"""The text of a report: which sections a model learns to write, and what became of redacted words.
+"""The text of a report: the sections that the model learns to write, and what to do with redacted words.
 
-In: a report's sections by name. Out: one paragraph. Open-i replaced whatever might name a person by XXXX
-(and a good deal that doesn't: "x-XXXX"), MIMIC-CXR by ___; the field keeps them, and so do we by default.
+In: a report's sections by name. Out: one paragraph. Open-i replaced everything that might identify a person
+by XXXX (and much that would not: "x-XXXX"), MIMIC-CXR by ___. The field keeps these placeholders, and so does
+this project by default.
 """
 
 import re
@@ -9,8 +10,8 @@ from collections.abc import Mapping
 
 SECTIONS = ("findings", "impression", "both")
 
-_REDACTED = re.compile(r"(?:\b[xX]-)?(?:X{4,}|_{3,})(?:'(?:s|t)\b)?")
-_MENDS = (  # in this order: what stood around a placeholder, then what stands too close or twice
+_PLACEHOLDER = re.compile(r"(?:\b[xX]-)?(?:X{4,}|_{3,})(?:'(?:s|t)\b)?")
+_CLEANUPS = (  # in this order: what was around a placeholder, then punctuation left loose or doubled
     (r"\(\W*\)|<\W*>", " "),  # empty brackets
     (r"(?<!\w)[-/'](?=\s|[.,;:]|$)|(?<!\S)[-/'](?=\w)|(?<=\w)[-/](?=\s|[.,;:]|$)", " "),  # half a compound
     (r"\s+(?=[.,;:)])", ""),  # "seen ." -> "seen."
@@ -18,32 +19,32 @@ _MENDS = (  # in this order: what stood around a placeholder, then what stands t
     (r"[,;:]+(?=[.;:])", ""),  # ", ." -> "."
     (r"([.,;:])(?:\s*\1)+", r"\1"),  # ". ." -> "."
     (r"(?<=\.)[,;:]", ""),
-    (r"^[\s.,;:]+", ""),  # a first sentence that was nothing else
+    (r"^[\s.,;:]+", ""),  # the rest of a first sentence that was nothing but placeholders
     (r"\s+", " "),
 )
 
 
-def fold(text: str | None) -> str:
-    """White space of any kind and length becomes one space; None becomes nothing."""
+def collapse_whitespace(text: str | None) -> str:
+    """Each run of white space becomes one space, at the ends nothing. None becomes ""."""
     return " ".join((text or "").split())
 
 
-def compose(sections: Mapping[str, str | None], which: str, drop_redacted: bool = False) -> str:
-    """The sections a model is to write ("findings", "impression" or "both", in this order) as one paragraph;
-    empty where the report has none of them."""
-    wanted = ("findings", "impression") if which == "both" else (which,)
-    text = " ".join(filter(None, (fold(sections.get(name)) for name in wanted)))
-    return without_redactions(text) if drop_redacted else text
+def compose_report(sections: Mapping[str, str | None], which: str, drop_redacted: bool = False) -> str:
+    """The chosen sections ("findings", "impression", or "both" in this order) as one paragraph; "" if the
+    report has none of them."""
+    names = ("findings", "impression") if which == "both" else (which,)
+    text = " ".join(filter(None, (collapse_whitespace(sections.get(name)) for name in names)))
+    return remove_placeholders(text) if drop_redacted else text
 
 
-def without_redactions(text: str) -> str:
-    """The text without its placeholders and without the stray marks they leave.
+def remove_placeholders(text: str) -> str:
+    """The text without placeholders and without the loose punctuation that they leave.
 
-    Words are not mended: "There are no XXXX of effusion" becomes "There are no of effusion".
+    Grammar is not repaired: "There are no XXXX of effusion" becomes "There are no of effusion".
     """
-    if not _REDACTED.search(text):
+    if not _PLACEHOLDER.search(text):
         return text
-    text = _REDACTED.sub(" ", text)
-    for pattern, instead in _MENDS:
-        text = re.sub(pattern, instead, text)
+    text = _PLACEHOLDER.sub(" ", text)
+    for pattern, replacement in _CLEANUPS:
+        text = re.sub(pattern, replacement, text)
     return text.strip()

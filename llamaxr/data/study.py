@@ -1,8 +1,8 @@
-"""A study: what one patient's visit gives the model to read, and what it should write.
+"""A study: the images of one patient's visit and their report.
 
-Every data set, drawn or real, becomes a list of these, and nothing else in the project knows where a
-study came from. A data set of files passes through `whole` before anyone learns from it: what is missing
-is counted and told, and either refused or left out, as the user chose.
+Every data set, drawn or real, becomes a list of studies. Nothing else in the project depends on where a study
+came from. A data set read from files passes through `validate_studies`, which counts what is missing and
+either refuses the data set or leaves out the incomplete studies, as the user chose.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..radiograph import VIEWS
 
 SPLITS = ("train", "val", "test")
-VIEWS = ("frontal", "lateral")
 ON_MISSING = ("refuse", "skip")
 
 
@@ -24,10 +24,9 @@ class Study:
 
     id: unique within its data set. frontal, lateral: image files; either may be None, not both.
     report: the reference text, one paragraph. split: train, val or test.
-    findings: what is truly there (names of metrics/findings.py) where that is known, as in drawn
-    images; None where only the report is known.
-    terms: what the report was indexed with, as published (Open-i's MeSH "major" terms, such as
-    "Pleural Effusion/right/small", or "normal"); None where the data set has no index.
+    findings: the true findings (names of metrics/findings.py) of a drawn study; None where only the report is
+    known. terms: the published index of the report (Open-i's MeSH "major" terms, such as
+    "Pleural Effusion/right/small", or "normal"); None for a data set without one.
     """
 
     id: str
@@ -40,64 +39,63 @@ class Study:
 
     @property
     def views(self) -> list[tuple[int, Path]]:
-        """The views that exist, as (index into VIEWS, image file), frontal first."""
+        """The views of this study as (index into VIEWS, image file), frontal first."""
         return [(i, path) for i, path in enumerate((self.frontal, self.lateral)) if path is not None]
 
 
-def whole(
+def validate_studies(
     studies: Sequence[Study],
-    where: Path,
+    source: Path,
     on_missing: str,
     warn: Callable[[str], None],
-    lost: Sequence[str] = (),
+    bad_reports: Sequence[str] = (),
 ) -> list[Study]:
-    """The studies that can be learned from, in order: each once, with a text and at least one image file.
+    """The complete studies, in order: each id once, with text and at least one image file.
 
-    where: the folder or file to name in a message. lost: what no study could be made of at all, in words.
-    on_missing: "refuse" raises UserError with every kind of fault, its count and its first; "skip" tells
-    `warn` the same and goes on. A study that lacks one of two images goes on with the other.
+    source: the folder or file that messages name. bad_reports: names of missing or damaged reports.
+    on_missing: "refuse" raises UserError with the count and the first case of each fault; "skip" passes the
+    same to `warn` and returns the rest. A study that lacks one of its two images is kept with the other.
     """
-    missing = [path for study in studies for _, path in study.views if not os.path.isfile(path)]
-    gone, met, kept = set(missing), set(), []
-    twice, mute, blind = [], [], []
+    missing_images = [path for study in studies for _, path in study.views if not os.path.isfile(path)]
+    missing, ids = set(missing_images), set()
+    complete, duplicates, without_text, without_image = [], [], [], []
     for study in studies:
-        if study.id in met:
-            twice.append(study.id)
+        if study.id in ids:
+            duplicates.append(study.id)
             continue
-        met.add(study.id)
-        left = {name: None for name in VIEWS if getattr(study, name) in gone}
-        study = dataclasses.replace(study, **left) if left else study
+        ids.add(study.id)
+        study = dataclasses.replace(study, **{v: None for v in VIEWS if getattr(study, v) in missing})
         if not study.report:
-            mute.append(study.id)
+            without_text.append(study.id)
         elif not study.views:
-            blind.append(study.id)
+            without_image.append(study.id)
         else:
-            kept.append(study)
+            complete.append(study)
     faults = {
-        "missing or damaged reports": lost,
-        "missing images": missing,
-        "studies without any image": blind,
-        "reports without text": mute,
-        "studies named twice": twice,
+        "missing or damaged reports": bad_reports,
+        "missing images": missing_images,
+        "studies without any image": without_image,
+        "reports without text": without_text,
+        "duplicate study ids": duplicates,
     }
-    told = "; ".join(f"{kind}: {len(names)} (first {names[0]})" for kind, names in faults.items() if names)
-    if told and on_missing == "refuse":
-        raise UserError(
-            f"{where} is not whole: {told}. Fetch or mend them, or go on without them: --on-missing skip"
-        )
-    if told:
-        warn(f"{where}: went on without these: {told}. {len(kept)} studies are left")
-    if not kept:
-        raise UserError(f"{where} holds no study with both an image and a report; check --root")
-    return kept
+    summary = "; ".join(f"{kind}: {len(cases)} (first {cases[0]})" for kind, cases in faults.items() if cases)
+    if summary and on_missing == "refuse":
+        raise UserError(f"{source} is incomplete: {summary}. Add what is missing, or use --on-missing skip")
+    if summary:
+        warn(f"{source} is incomplete: {summary}. Using the other {len(complete)} studies")
+    if not complete:
+        raise UserError(f"{source} has no study with both an image and a report; check --root")
+    return complete
 
 
-def inside(folder: Path, name: str, where: object) -> Path:
-    """folder / name, for a name that a file told us. UserError where that leaves the folder."""
+def path_inside(folder: Path, name: str, where: object) -> Path:
+    """folder / name, for a name that was read from a file. UserError if that is outside of the folder."""
     path = folder / name
     try:
         if path.resolve().is_relative_to(folder.resolve()):
             return path
-    except (OSError, ValueError, RuntimeError):  # too long a name, a null byte, a loop of links
+    except (OSError, ValueError, RuntimeError):  # a name that is too long, a null byte, a loop of links
         pass
-    raise UserError(f"{where} names {name[:120]!r}, outside of {folder}/; mend the file") from None
+    raise UserError(
+        f"{where} names {name[:120]!r}, which is outside of {folder}/; correct the file"
+    ) from None

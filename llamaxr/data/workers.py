@@ -1,4 +1,4 @@
-"""Worker processes, which end with the process that started them: told to stop or killed, it leaves none."""
+"""Worker processes that end with the process that started them, even if that one is killed."""
 
 import multiprocessing
 import os
@@ -6,15 +6,15 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 
 
-def pool(workers: int) -> ProcessPoolExecutor:
-    """So many processes that hold what this one holds. Forked, as DataLoader does: a spawned worker would
-    import all of train.py, torch included, first."""
+def process_pool(n_workers: int) -> ProcessPoolExecutor:
+    """A pool of forked processes, as DataLoader's are: a spawned worker would first import all of train.py,
+    torch included."""
     context = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(n_workers, mp_context=context, initializer=_exit_with_parent)
 
 
-def _end_with_parent() -> None:
-    """Without this a worker whose parent was killed waits for work for ever."""
+def _exit_with_parent() -> None:
+    """Without this, a worker whose parent was killed waits for work for ever."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -1,34 +1,43 @@
-"""A trained model in the form that writes fastest: the same LLaMA, with fewer bytes and fewer calls a token.
+"""The form that generates fastest: the same LLaMA, with fewer bytes and fewer calls per token.
 
-To write one token, every weight is read once from memory and used once, so a token takes as long as reading
-the weights does. Here, therefore, nothing is dequantised again for each token and no adapter stands beside
-its layer: each weight is merged with its adapter, once, and held in 16 bits. On CUDA that is bf16. On a CPU
-that computes in fp32 it is fp16: FBGEMM's kernel widens each weight in a register on its way into an fp32
-product, half the bytes of fp32 for a rounding of 2^-11 of each weight, and activations as exact as before.
-And q, k and v, which read the same x, are one product; gate and up likewise. A norm's weight, which scales
-the columns of x, scales instead the columns of the weights that read it. The rows of q and k are put in the
-order of Meta's own checkpoints, in which the two numbers of a pair that RoPE turns lie side by side: to turn
-them is then to multiply a complex number.
+To generate one token, every weight is read once from memory and used once. So a token takes as long as
+reading the weights takes, and on a CPU every call costs more than its arithmetic. Therefore
 
-Nothing here learns. llama.py's Block is the form to read first; MergedBlock does the same, test by test.
+- each weight is merged with its adapter, once, and held in 16 bits: nothing is dequantised per token. On CUDA
+  that is bf16. On a CPU that computes in fp32 it is fp16: FBGEMM's kernel widens each weight in a register on
+  its way into an fp32 product, which costs a rounding of 2^-11 of each weight;
+- q, k and v, which read the same x, are one product; gate and up likewise;
+- a norm's weight, which scales the columns of x, scales the columns of the weights that read x instead;
+- the rows of q and k are in the order of Meta's own checkpoints, in which the two numbers of a pair that RoPE
+  rotates are adjacent: to rotate them is to multiply by a complex number;
+- the prefix that prompts share is read once, and its keys and values are copied (`prefix_cache`).
+
+Worth: three times the tokens per second of transformers + PEFT + bitsandbytes for one report on a CPU
+(`python benchmarks/decode_peer.py BASE annotation.json --work one`). Nothing here can be trained.
 """
+
+import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..llama import Block, KVCache, Llama, attend
+from ..llama import Block, KVCache, Llama
 from ..lora import LoRALinear
+from ..model import LlamaXR
+
+READ_AT_ONCE = 2**10  # positions of prompts that go through the layers together on a CPU
 
 
 def packs_in_16_bits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights are held in fp16 under fp32 arithmetic: where FBGEMM is, which is x86 with AVX2."""
+    """Whether weights are held in fp16 while fp32 is computed: where FBGEMM exists, which is x86 with
+    AVX2."""
     has_kernel = "fbgemm" in torch.backends.quantized.supported_engines
     return device.type == "cpu" and dtype == torch.float32 and has_kernel
 
 
 class Fp16Linear(nn.Module):
-    """y = x W^T in fp32, with W (out_features, in_features) held in fp16, in FBGEMM's order of memory."""
+    """y = x W^T in fp32, with W (out_features, in_features) held in fp16, in FBGEMM's memory layout."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -40,8 +49,8 @@ class Fp16Linear(nn.Module):
 
 
 def linear_of(*weights: Tensor, dtype: torch.dtype, norm: nn.Module | None = None) -> nn.Module:
-    """The layer y = x W^T that writes fastest where the weights lie, for an x of that dtype: one in place of
-    several that read the same x, their outputs end to end. norm: whose weight scales their x."""
+    """The fastest layer y = x W^T on the weights' device, for an x of that dtype. Several weights that read
+    the same x become one layer, outputs end to end. norm: the RMSNorm whose weight scales their x."""
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # (all out_features, in_features)
     if norm is not None:
         weight = weight.float() * norm.weight.float()
@@ -53,19 +62,19 @@ def linear_of(*weights: Tensor, dtype: torch.dtype, norm: nn.Module | None = Non
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """A layer's weight, with its adapter. An NF4 base acts as it did: it is merged as it dequantises."""
+    """A layer's weight, merged with its adapter. That of an NF4 base is the dequantised one."""
     return layer.merged() if isinstance(layer, LoRALinear) else layer.weight
 
 
-def side_by_side(weight: Tensor, head_dim: int) -> Tensor:
-    """Of q or k, the rows of each head in Meta's order: row i beside its pair's other, i + head_dim / 2."""
+def interleave(weight: Tensor, head_dim: int) -> Tensor:
+    """The weight of q or k with each head's rows in Meta's order: row i next to row i + head_dim / 2."""
     heads = weight.view(-1, 2, head_dim // 2, weight.shape[1])  # (heads, 2, head_dim / 2, in_features)
     return heads.transpose(1, 2).reshape(weight.shape)
 
 
-def turn(x: Tensor, rope: Tensor) -> None:
-    """llama.py's `rotate` for pairs that lie side by side, in place. x (batch, heads, time, head_dim); rope
-    complex, (batch or 1, 1, time, head_dim / 2)."""
+def rotate_interleaved(x: Tensor, rope: Tensor) -> None:
+    """llama.rotate for adjacent pairs, in place. x (batch, heads, time, head_dim); rope complex, (batch or 1,
+    1, time, head_dim / 2)."""
     wide = x.float()  # x itself where it is fp32
     torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(rope)
     if wide is not x:
@@ -73,53 +82,103 @@ def turn(x: Tensor, rope: Tensor) -> None:
 
 
 def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
-    """llama.py's RMSNorm without its weight, in the fewest calls: on a CPU a call costs more than its
-    arithmetic on one token."""
+    """llama.RMSNorm without its weight, in the fewest calls."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     inverse = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()  # (batch, time, 1)
     return (x * inverse).to(x.dtype)
 
 
 class MergedBlock(nn.Module):
-    """A Block of llama.py, to read prompts and write with."""
+    """llama.Block, merged."""
 
     def __init__(self, block: Block, dtype: torch.dtype):
         super().__init__()
         attention, mlp = block.self_attn, block.mlp
-        self.config, self.layer = attention.config, attention.layer
         norm, mlp_norm = block.input_layernorm, block.post_attention_layernorm
-        self.eps = norm.weight.new_full((1,), self.config.norm_eps, dtype=torch.float32)
+        self.layer, self.head_dim = attention.layer, attention.head_dim
+        self.eps = norm.weight.new_full((1,), norm.eps, dtype=torch.float32)
         q, k, v = map(weight_of, (attention.q_proj, attention.k_proj, attention.v_proj))
-        q, k = (side_by_side(weight, self.config.head_dim) for weight in (q, k))
+        q, k = (interleave(weight, self.head_dim) for weight in (q, k))
+        self.n_heads, self.n_kv_heads = (len(weight) // self.head_dim for weight in (q, k))
         self.qkv_proj = linear_of(q, k, v, dtype=dtype, norm=norm)
         self.o_proj = linear_of(weight_of(attention.o_proj), dtype=dtype)
         gate, up = weight_of(mlp.gate_proj), weight_of(mlp.up_proj)
         self.gate_up_proj = linear_of(gate, up, dtype=dtype, norm=mlp_norm)
         self.down_proj = linear_of(weight_of(mlp.down_proj), dtype=dtype)
 
-    def forward(self, x: Tensor, rope: Tensor, mask, cache: KVCache | None, packing, asked=None) -> Tensor:
+    def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, time, _ = x.shape
-        c = self.config
-        qkv = self.qkv_proj(rms_norm(x, self.eps))
-        qkv = qkv.view(batch, time, -1, c.head_dim).transpose(1, 2)  # (batch, all heads, time, head_dim)
-        turn(qkv[:, : c.n_heads + c.n_kv_heads], rope)
-        q, kv = qkv.split((c.n_heads, 2 * c.n_kv_heads), dim=1)
-        k, v = cache.extend(self.layer, kv) if cache is not None else kv.chunk(2, dim=1)
-        x = self.o_proj(attend(q, k, v, mask, packing)).add_(x)  # (batch, time, dim)
-        if asked is not None:
-            x = x.index_select(1, asked)  # (batch, n, dim)
-        gate_up = self.gate_up_proj(rms_norm(x, self.eps))
-        gate, up = gate_up.chunk(2, dim=-1)  # (batch, time or n, ffn_dim) each
+        qkv = self.qkv_proj(rms_norm(x, self.eps)).view(batch, time, -1, self.head_dim).transpose(1, 2)
+        rotate_interleaved(qkv[:, : self.n_heads + self.n_kv_heads], torch.complex(*rope))
+        q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, n_keys, head_dim)
+        causal = mask is None and time > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+        x = self.o_proj(y.transpose(1, 2).flatten(2)).add_(x)  # (batch, time, dim)
+        gate, up = self.gate_up_proj(rms_norm(x, self.eps)).chunk(2, dim=-1)  # (batch, time, ffn_dim) each
         return self.down_proj(F.silu(gate).mul_(up)).add_(x)
 
 
+class MergedLlama(Llama):
+    """llama.Llama with merged blocks, a merged head and a prefix cache."""
+
+    head: nn.Module
+    prefix_cache: (
+        tuple[Tensor, KVCache] | None
+    )  # the first prompt that was read, (1, time, dim), and its cache
+
+    def hidden(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """As Llama.hidden, except where prompts without filler are read into an empty cache. There only the
+        last position is returned, which decoding continues from: (batch, 1, dim)."""
+        if cache is None or cache.length > 0 or padding is not None:
+            return super().hidden(x, padding, cache)
+        shared = self.copy_prefix(x, cache)
+        x, last = x[:, shared:], []
+        n_rows = max(1, READ_AT_ONCE // x.shape[1]) if x.device.type == "cpu" else len(x)
+        for top in range(0, len(x), n_rows):
+            rows = slice(top, top + n_rows)
+            part = copy.copy(cache)  # these rows of the cache, in the same memory
+            part.layers = [(keys[rows], values[rows]) for keys, values in cache.layers]
+            part.length = shared
+            last.append(super().hidden(x[rows], None, part)[:, -1:])
+        cache.length = part.length
+        return torch.cat(last)
+
+    def copy_prefix(self, x: Tensor, cache: KVCache) -> int:
+        """Fill the empty cache with the positions that all rows of x (batch, time, dim) share with the first
+        prompt that was ever read: how many. The last position is not among them: its hidden state is
+        wanted."""
+        if self.prefix_cache is None:
+            prefix = KVCache(self.config, 1, x.shape[1], x.device, x.dtype)
+            super().hidden(x[:1], None, prefix)
+            self.prefix_cache = x[:1].clone(), prefix
+        known, prefix = self.prefix_cache
+        n = min(x.shape[1] - 1, known.shape[1])
+        same = (x[:, :n] == known[:, :n]).all(-1).all(0)  # (n,)
+        shared = int(same.cumprod(0).sum())
+        for (keys, values), (k, v) in zip(cache.layers, prefix.layers, strict=True):
+            keys[:, :, :shared], values[:, :, :shared] = k[:, :, :shared], v[:, :, :shared]
+        return shared
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As Llama.logits."""
+        return self.head(hidden)
+
+
+def for_generation(model: LlamaXR) -> None:
+    """Make the language model the merged one, in place. Nothing can be trained afterwards."""
+    merge(model.llama)
+
+
 @torch.no_grad()
-def merge_for_writing(llama: Llama) -> None:
-    """Put a MergedBlock in the place of each block, one after the other, so that no two exist in both forms;
-    then the head, beside the embedding if they are tied. Nothing can learn afterwards."""
+def merge(llama: Llama) -> None:
+    """Replace block after block, so that no two exist in both forms; then the head, beside the embedding if
+    they are tied."""
     for i, block in enumerate(llama.layers):
         llama.layers[i] = MergedBlock(block, llama.dtype)
         del block  # before the next is made
-    llama.head = linear_of(llama.head_weight, dtype=llama.dtype)
+    llama.head, llama.prefix_cache = linear_of(llama.head_weight, dtype=llama.dtype), None
     if not llama.config.tie_embeddings:
         del llama.lm_head
+    llama.__class__ = MergedLlama

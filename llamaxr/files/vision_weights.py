@@ -1,16 +1,15 @@
-"""Where vision's weights come from: names that are known, other people's files, and what is kept of them.
+"""Where vision's weights come from: names that are known, and files from elsewhere.
 
-In: a name of KNOWN, or a weight file, safetensors or by torch.save. Out: its tensors. What comes as a pickle
-(pickled.py reads it) is kept as safetensors in the cache folder, named by its hash, and read from there
-afterwards. torchxrayvision's DenseNets (Cohen et al. 2022) have 18 scores and operating points to calibrate
-them by; torchvision's ImageNet networks are there to compare them with, and have no scores.
+In: a name of KNOWN, or a weight file, safetensors or by torch.save. Out: its tensors. A pickle, read by
+pickled.py, is saved as safetensors in the cache folder, under its hash, and read from there afterwards.
+torchxrayvision's DenseNets (Cohen et al. 2022) have 18 scores, and operating points to calibrate them by.
+torchvision's ImageNet networks are for comparison, and have no scores.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .download import download
 from ..errors import UserError
+from .download import Progress, download
 from .pickled import read_pickled
 
 nan = float("nan")
 XRV = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
 XRV_FILE = "{}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
-# torchxrayvision.models.model_urls: the data trained on, as its files have it, and each pathology's operating
-# point in vision.PATHOLOGIES' order: the probability to call it present; nan where it was never labelled.
+# From torchxrayvision.models.model_urls: the training data, as in the file names, and the operating points in
+# vision.PATHOLOGIES' order: the probability from which a pathology counts as present, nan where no label was.
 XRV_SETS = {
     "all": ("nih-pc-chex-mimic_ch-google-openi-kaggle", (
         0.07422872, 0.038290843, 0.09814756, 0.0098118475, 0.023601074, 0.0022490358, 0.010060724,
@@ -56,7 +55,7 @@ XRV_SETS = {
 }  # fmt: skip
 IMAGENET = {"densenet121": "a639ec97", "convnext_tiny": "983f1562", "vit_b_16": "c867db91"}  # torchvision's
 
-# --vision's names -> where the file is published.
+# Name for --vision -> address of the published file.
 KNOWN = {
     f"densenet121-res224-{name}": f"{XRV}/{XRV_FILE.format(data)}" for name, (data, _) in XRV_SETS.items()
 }
@@ -66,23 +65,21 @@ KNOWN |= {
 }
 OP_THRESHS = {XRV_FILE.format(data): points for data, points in XRV_SETS.values()}  # by file name
 
-Progress = Callable[[str, int, int | None], None]  # download's: file, bytes so far, bytes in all
-
 
 @dataclass(frozen=True)
-class Stored:
-    """A weight file's tensors (views of it: copy what you keep), its metadata, and a hash that names both."""
+class StoredWeights:
+    """A weight file's tensors (views of the file: copy what you keep), its metadata, and its hash."""
 
-    path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     hash: str
 
 
-def read_weights(path: Path, cache: Path | None = None) -> Stored:
-    """A weight file -> its tensors, by torchvision's names of today; `op_threshs` (18,) among them if known.
+def read_weights(path: Path, cache: Path | None = None) -> StoredWeights:
+    """A weight file -> its tensors by torchvision's current names, with `op_threshs` (18,) where it is known.
 
-    cache: folder to keep what was read of a pickle in. UserError for a file missing, damaged or hostile.
+    cache: folder for converted pickles; None writes nothing. Raises UserError for a file that is missing,
+    damaged or hostile.
     """
     if not path.is_file():
         raise UserError(
@@ -92,43 +89,45 @@ def read_weights(path: Path, cache: Path | None = None) -> Stored:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if path.suffix == ".safetensors":
         try:
-            return Stored(path, *_read_safetensors(path), digest)
+            return StoredWeights(*_read_safetensors(path), digest)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} cannot be read ({str(error)[:200]}); fetch it again") from None
-    op_threshs = OP_THRESHS.get(path.name)  # torchxrayvision knows them by file too: they're not in it
+    op_threshs = OP_THRESHS.get(path.name)  # not in the file: torchxrayvision has them by file name
     if op_threshs:
         digest = hashlib.sha256(f"{digest} {op_threshs}".encode()).hexdigest()
-    kept = cache / f"vision-{digest[:32]}.safetensors" if cache else None
-    if kept and kept.is_file():
+    converted = cache / f"vision-{digest[:32]}.safetensors" if cache else None
+    if converted and converted.is_file():
         try:
-            return Stored(path, *_read_safetensors(kept), digest)
+            return StoredWeights(*_read_safetensors(converted), digest)
         except (SafetensorError, OSError):
-            pass  # damaged: made again below
-    tensors = {_name_of_today(name): tensor for name, tensor in read_pickled(path).items()}
+            pass  # damaged: converted again below
+    tensors = {_current_name(name): tensor for name, tensor in read_pickled(path).items()}
     if op_threshs:
         tensors["op_threshs"] = torch.tensor(op_threshs)
-    if kept:
-        keep(kept, tensors)
-    return Stored(path, tensors, {}, digest)
+    if converted:
+        save_weights(converted, tensors)
+    return StoredWeights(tensors, {}, digest)
 
 
 def known_file(name: str, cache: Path, progress: Progress | None = None) -> Path:
-    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. UserError where it
-    can't be had, or is another file than the one that torchvision names by its hash."""
+    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. Raises UserError where
+    the download fails, or the file does not have the hash in its name (torchvision's)."""
     url = KNOWN[name]
     path = cache / "weights" / url.rpartition("/")[2]
     download(url, path, progress)
-    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision: how its SHA-256 begins
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision: the first digits of its SHA-256
     if named:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(named[1]):
-            raise UserError(f"{path} is not the file that its name promises: delete it, to fetch it again")
+            raise UserError(
+                f"{path} is not the file with the hash in its name; delete it, then run the command again"
+            )
     return path
 
 
-def keep(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> None:
-    """Write a weight file as safetensors: a temporary name, then rename. metadata: values as JSON."""
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> None:
+    """Write a safetensors file, under a temporary name first. metadata: its values are written as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -138,7 +137,7 @@ def keep(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -
             {key: json.dumps(value) for key, value in (metadata or {}).items()},
         )
         os.replace(temporary, path)
-    except SafetensorError as error:  # its own words for a full disk
+    except SafetensorError as error:  # so it reports a full disk
         raise UserError(f"{path} could not be written ({error}); free some space") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -149,6 +148,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def _name_of_today(name: str) -> str:
-    """DenseNet's layers were named norm.1, conv.2 until 2018; torchvision's ImageNet file still has that."""
+def _current_name(name: str) -> str:
+    """Until 2018 DenseNet's layers were named norm.1, conv.2; torchvision's ImageNet file still has that."""
     return re.sub(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$", r"\1\2", name)

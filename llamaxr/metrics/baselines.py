@@ -1,79 +1,89 @@
-"""What a system must beat to have looked at the image: reports that were written without looking.
+"""The floors: reports written without seeing the image, which a system must beat.
 
-One report for all, the best that can be found on the validation split; a random training report each; the
-report of the training study whose image is most alike; and, for the model itself, another patient's images.
+One report for all studies, the best that a search finds on training and validation reports; a random training
+report for each study; the report of the training study with the most similar image; and, for the model
+itself, the images of another patient.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
-from .overlap import Together, stems, tokenize
+from .overlap import ReferenceBatch, stems, tokenize
+
+Report = tuple[str, ...]  # its sentences
+N_SENTENCES = 150  # that the constant report is made of: with more, the search finds worse reports
+N_REFERENCES = 600  # training reports that the search compares with, and at most as many validation reports
 
 
 def constant_report(
     train_reports: Sequence[str],
-    references: Sequence[str],
+    val_reports: Sequence[str],
+    n_starts: int = 8,
+    n_changes: int = 10_000,
+    temperature: float = 0.001,
     n_candidates: int = 200,
     seed: int = 0,
-    n_changes: int = 2500,
-    n_sentences: int = 150,
-    temperature: float = 0.0,
-    words_of: Callable[[str], list[str]] = lambda text: stems(tokenize(text)),
-    likeness: Callable[[Together, list[str]], np.ndarray] = Together.rouge_l,
-    fits: Callable[[str], bool] = lambda text: True,
 ) -> str:
-    """One report, of training sentences, found by search to score a high mean ROUGE-L when written for all.
+    """One report made of training sentences, with the highest mean ROUGE-L that simulated annealing
+    (Kirkpatrick et al. 1983) finds: against training and validation reports, half of the weight each.
 
-    The search starts from the best of n_candidates training reports, half of them the most frequent, half
-    drawn at random. It then tries n_changes drawn changes one after the other and keeps each that helps: one
-    of the n_sentences most frequent training sentences put in or put for another, or a sentence left out. Of
-    equal reports the earlier stays, so with nothing to gain, or no references, it is the most frequent one.
-    temperature: a change that costs so much of the mean may be kept too, less and less, so that the search
-    leaves a report that no single change betters (annealing, Kirkpatrick et al. 1983); the best is returned.
-    words_of: what is compared, if not stems. likeness: another score, of a report's words to each reference.
-    Only what fits is chosen; among the candidates there must be a report that does. references should be the
-    validation split's, never those to be scored.
+    The candidates are n_candidates training reports, half of them the most frequent, half drawn at random.
+    The n_starts best are each improved by n_changes random changes, and the result that is best on
+    val_reports is returned. A change inserts one of the N_SENTENCES most frequent training sentences,
+    replaces a sentence by one, or removes a sentence. It is accepted if the mean rises, or if it falls by
+    less than an exponential random number whose mean goes linearly from `temperature` to 0, so that the
+    search can leave a local optimum. Ties go to the earlier report. Without val_reports the training reports
+    decide alone.
     """
     assert train_reports and n_candidates >= 2
     rng = np.random.default_rng(seed)
     half = min(n_candidates // 2, len(train_reports))
     frequent = [text for text, _ in Counter(train_reports).most_common(half)]
     drawn = [train_reports[i] for i in rng.choice(len(train_reports), half, replace=False)]
-    candidates = [text for text in dict.fromkeys(frequent + drawn) if fits(text)]  # in order, each once
-    truths = [words for words in map(words_of, references) if words]
-    if not truths:
+    candidates = list(dict.fromkeys(frequent + drawn))
+    stems_of = cache(lambda text: stems(tokenize(text)))
+    some = lambda reports: rng.permutation(np.array(reports, object))[:N_REFERENCES]
+    train, val = ([w for w in map(stems_of, some(part)) if w] for part in (train_reports, val_reports))
+    if not train + val:
         return candidates[0]
-    together = Together(truths)
-    words_of, fits = cache(words_of), cache(fits)
+    batch, n_val = ReferenceBatch([*val, *train]), len(val)
 
     @cache
-    def value(report: tuple[str, ...]) -> float:
-        return likeness(together, [word for sentence in report for word in words_of(sentence)]).mean()
+    def means(report: Report) -> tuple[float, float]:
+        """Mean ROUGE-L against val and against train; of one alone if the other is empty."""
+        scores = batch.rouge_l([word for sentence in report for word in stems_of(sentence)])
+        parts = [part for part in (scores[:n_val], scores[n_val:]) if len(part)]
+        return parts[0].mean(), parts[-1].mean()
 
-    pool = Counter(sentence for report in train_reports for sentence in _sentences(report))
-    pool = [sentence for sentence, _ in pool.most_common(n_sentences)]
-    report = best = max(map(_sentences, candidates), key=value)
-    for left in range(n_changes if pool else 0, 0, -1):
-        at, new = int(rng.integers(len(report) + 1)), (pool[rng.integers(len(pool))],)
-        # one sentence in, one for another (at the end: in), or one out
-        changed = [
-            report[:at] + new + report[at:],
-            report[:at] + new + report[at + 1 :],
-            report[:at] + report[at + 1 :],
-        ][rng.integers(3)]
-        allowed = temperature and temperature * left / n_changes * rng.exponential()
-        if value(changed) > value(report) - allowed and fits(" ".join(changed)):
-            report = changed
-            best = max(best, report, key=value)
-    return " ".join(best)
+    value = lambda report: sum(means(report))
+    counts = Counter(sentence for report in train_reports for sentence in _sentences(report))
+    pool = [sentence for sentence, _ in counts.most_common(N_SENTENCES)]
+
+    def anneal(report: Report) -> Report:
+        best = report
+        for remaining in range(n_changes if pool else 0, 0, -1):
+            i, new = int(rng.integers(len(report) + 1)), (pool[rng.integers(len(pool))],)
+            changed = [
+                report[:i] + new + report[i:],  # insert
+                report[:i] + new + report[i + 1 :],  # replace; at the end: insert
+                report[:i] + report[i + 1 :],  # remove
+            ][rng.integers(3)]
+            tolerance = 2 * temperature * remaining / n_changes * rng.exponential()
+            if value(changed) > value(report) - tolerance:
+                report = changed
+                best = max(best, report, key=value)
+        return best
+
+    starts = sorted(map(_sentences, candidates), key=value, reverse=True)[:n_starts]
+    return " ".join(max(map(anneal, starts), key=lambda report: means(report)[0]))
 
 
 def random_reports(train_reports: Sequence[str], n: int, seed: int) -> list[str]:
-    """For each of n studies a training report drawn at random, with replacement. There must be one."""
+    """A random training report for each of n studies, drawn with replacement."""
     assert train_reports
     return [train_reports[i] for i in np.random.default_rng(seed).integers(len(train_reports), size=n)]
 
@@ -84,16 +94,17 @@ def nearest_reports(
     features: np.ndarray,
     batch: int = 1024,
 ) -> list[str]:
-    """For each study the report of the training study whose image features have the largest cosine to its.
+    """For each study the report of the training study whose image features have the largest cosine to its
+    own.
 
-    train_features: (n_train, d), a row a training report. features: (n, d), both finite. Cosines equal to
-    within 1e-6 are a tie, which the first training study wins; a row of zeros is as far from everything.
+    train_features: (n_train, d), a row per training report. features: (n, d). Cosines within 1e-6 are a tie,
+    which the first training study wins; a row of zeros ties with everything.
     """
     assert len(train_features) == len(train_reports) > 0
-    known, asked = _unit(train_features), _unit(features)
+    train_units, units = _unit(train_features), _unit(features)
     reports = []
-    for at in range(0, len(asked), batch):
-        cosine = np.round(asked[at : at + batch] @ known.T, 6)  # (batch, n_train)
+    for start in range(0, len(units), batch):
+        cosine = np.round(units[start : start + batch] @ train_units.T, 6)  # (batch, n_train)
         reports += [train_reports[i] for i in cosine.argmax(1)]
     return reports
 
@@ -103,15 +114,15 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _sentences(report: str) -> tuple[str, ...]:
+def _sentences(report: str) -> Report:
     return tuple(s for s in re.split(r"(?<=[.!?])\s+", report.strip()) if s)
 
 
 def derangement(n: int, seed: int) -> list[int]:
-    """A seeded order of n studies in which none keeps its place, all such orders equally likely.
+    """A seeded random order of n studies in which none keeps its place; all such orders are equally likely.
 
-    Drawn until one fits, which a random order does with probability 1/e. Sattolo's shuffle needs one draw,
-    but gives only the orders that are a single cycle. ValueError for n < 2: there is no such order.
+    Orders are drawn until one fits, which a random order does with probability 1/e. Sattolo's shuffle needs a
+    single draw but gives only orders that are one cycle. ValueError for n < 2: there is no such order.
     """
     if n < 2:
         raise ValueError(f"{n} studies cannot change places")

@@ -1,15 +1,15 @@
-"""How much a generated report overlaps with its reference by the COCO caption convention, R2Gen's line's.
+"""Word overlap of a report with its reference, by the COCO caption convention, as in R2Gen's line of papers.
 
-In: the reports of a split, true and generated, in one order. Out: for each study a row of counts, whose sums
-give corpus BLEU-1 to 4, ROUGE-L (beta 1.2), CIDEr and, where Java is, METEOR 1.5: pycocoevalcap's numbers,
-which R2Gen and its successors print. Papers that follow R2Gen compare cleaned texts, so `clean` comes first;
-R2Gen itself also cuts references and replaces rare words, which moves the scores: an option
-(--r2gen-compat), never the default. The other convention, LLaMA-XR's, is overlap.py; no table mixes the two.
+In: the references and predictions of a split, in the same order. Out: a row of counts per study, whose sums
+give corpus BLEU-1 to 4, ROUGE-L (beta 1.2), CIDEr and, if Java is there, METEOR 1.5: pycocoevalcap's numbers,
+which R2Gen and its successors report. Papers that follow R2Gen compare cleaned texts, so `clean` comes first.
+R2Gen itself also truncates references and replaces rare words, which changes the scores: an option
+(--r2gen-compat), never the default. LLaMA-XR's convention is overlap.py. No table mixes the two.
 
 N-grams are counted as arrays of 64-bit keys instead of dictionaries of words, a block of studies at a time.
-A key is a hash: that of the n-gram before its last word, times a constant, plus the word's own. Among ten
-million n-grams two share a key with a chance of about one in 400,000, so nothing has to be numbered, and only
-`frequencies` is kept: 16 bytes for each different n-gram of the references.
+A key is a hash: the key of the n-gram without its last word, times a constant, plus the last word's. Among
+ten million n-grams, two share a key with a probability of about 1 in 400,000. So nothing has to be numbered,
+and only `frequencies` stays in memory: 16 bytes for each different n-gram of the references.
 """
 
 from collections import Counter
@@ -18,33 +18,34 @@ from hashlib import blake2b
 
 import numpy as np
 
-from .overlap import f_measure, lcs, places
+from .overlap import rouge_l
 
 CONVENTION = "COCO: corpus BLEU, ROUGE-L (beta 1.2), CIDEr, METEOR 1.5 of reports cleaned as by R2Gen"
 CONVENTION_COMPAT = CONVENTION + ", cut to 59 words, rare words replaced (--r2gen-compat)"
 NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
-CUT = 59  # words that R2Gen keeps of a reference: --max_seq_length 60 counts the start token too
+CUT = 59  # words to which R2Gen truncates a reference: its --max_seq_length 60 includes the start token
 RARE = "<unk>"
-BLOCK = 10_000  # studies whose n-grams are compared at a time
-MIX = 6364136223846793005  # of Knuth's MMIX generator; products wrap around at 2**64
+BLOCK = 10_000  # studies whose n-grams are in memory at a time
+MIX = 6364136223846793005  # from Knuth's MMIX generator; products wrap around at 2**64
 
-# R2Gen's way with numbered lists ("1. Heart. 2. Lungs."), one replacement after the other.
+# How R2Gen removes the numbers of lists ("1. Heart. 2. Lungs."): these replacements in this order.
 _LISTS = (
     [("..", ".")] * 3
     + [("1. ", "")]
     + [(f". {n}. ", ". ") for n in "2345"]
     + [(f" {n}. ", ". ") for n in "2345"]
 )
-# All marks go but the hyphen and what is not in ASCII; a full stop comes back between sentences.
+# Removes all ASCII punctuation but the hyphen. `clean` puts a full stop back between sentences.
 _MARKS = str.maketrans("", "", ".,?;*!%^&_+():<=>@[]{}\"/\\'")
 
 
 def clean(report: str, cut: int | None = None, vocabulary: Collection[str] | None = None) -> str:
-    """A report as R2Gen compares it: lower-case words and sentence-ending full stops, a space between each.
+    """A report as R2Gen compares it: lower-case words and the full stops of sentences, separated by spaces.
 
-    cut: keep so many words and stops. vocabulary: words outside of it become RARE, so that two different
-    rare words then match. For R2Gen's own numbers both: cut=CUT and `vocabulary(train)`, on both sides. One
-    difference: of a report without words R2Gen makes a lone full stop, we nothing, which scores nothing.
+    cut: truncate to this many words and stops. vocabulary: words outside it become RARE, so two different
+    rare words match. R2Gen's own numbers need both, cut=CUT and `vocabulary(train)`, on references and
+    predictions. One difference: a report without words becomes a lone full stop in R2Gen and empty here,
+    which scores 0.
     """
     for old, new in _LISTS:
         report = report.replace(old, new)
@@ -55,45 +56,46 @@ def clean(report: str, cut: int | None = None, vocabulary: Collection[str] | Non
     return " ".join(words[:cut]) if any(word != "." for word in words) else ""
 
 
-def vocabulary(train_reports: Iterable[str], threshold: int = 3) -> frozenset[str]:
-    """The words that R2Gen keeps: those that the cleaned training reports hold threshold times and more."""
+def vocabulary(train_reports: Iterable[str]) -> frozenset[str]:
+    """R2Gen's vocabulary: the words that occur three times or more in the cleaned training reports."""
     counts = Counter(word for report in train_reports for word in clean(report).split())
-    return frozenset(word for word, count in counts.items() if count >= threshold)
+    return frozenset(word for word, count in counts.items() if count >= 3)
 
 
 def statistics(
     references: Sequence[str],
-    generated: Sequence[str],
+    predictions: Sequence[str],
     meteor: np.ndarray | None = None,
     frequency: list[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the scores, and what each study contributes to them: (n, 13 or, with METEOR, 36).
+    """The names of the scores, and a row per study: (n, 13) or, with METEOR, (n, 36).
 
-    Texts are compared as they are, split at white space: `clean` them before. meteor: meteor15.statistics()
-    of the same texts. frequency: `frequencies` of the references, or of a larger set that they are part of.
+    Texts are split at white space and compared as they are: `clean` them before. meteor:
+    meteor15.statistics() of the same texts. frequency: `frequencies` of the references, or of a larger set
+    that contains them.
 
-    Columns: 1; n-grams of order 1 to 4 that match; that were written; words written; words of the reference;
-    ROUGE-L; CIDEr; METEOR's 23. `scores` turns sums of rows into scores.
+    Columns: 1; matched n-grams of order 1 to 4; predicted n-grams of order 1 to 4; predicted words; reference
+    words; ROUGE-L; CIDEr; METEOR's 23. `scores` turns sums of rows into scores.
 
-    CIDEr weighs an n-gram by how few of these references have it. Under resampling each study keeps its
-    CIDEr, hence the weights of the full set. An empty text on either side matches nothing.
+    CIDEr weights an n-gram by how few references have it. In a resample each study keeps the CIDEr that it
+    has with the weights of the full set. An empty text on either side matches nothing.
     """
-    assert len(references) == len(generated)
+    assert len(references) == len(predictions)
     rows = np.zeros((len(references), 13))
     rows[:, 0] = 1
-    _count_ngrams(references, generated, frequency or frequencies(references), rows)
-    for row, reference, report in zip(rows, references, generated, strict=True):
-        row[11] = _rouge_l(reference.split(), report.split())
+    _count_ngrams(references, predictions, frequency or frequencies(references), rows)
+    for row, reference, prediction in zip(rows, references, predictions, strict=True):
+        row[11] = rouge_l(reference.split(), prediction.split(), beta=1.2)
     if meteor is None:
         return NAMES, rows
     return (*NAMES, "meteor"), np.concatenate([rows, meteor], axis=1)
 
 
 def scores(sums: np.ndarray) -> np.ndarray:
-    """Sums of rows of `statistics` (..., 13 or 36) -> scores (..., names). CIDEr goes to 10, others to 1."""
+    """Sums of rows of `statistics` (..., 13 or 36) -> scores (..., names). CIDEr is at most 10."""
     from .meteor15 import score as meteor
 
-    small, tiny = 1e-9, 1e-15  # pycocoevalcap's: a count of 0 becomes a very small one
+    small, tiny = 1e-9, 1e-15  # pycocoevalcap's, so that no count is 0
     precisions = (sums[..., 1:5] + tiny) / (sums[..., 5:9] + small)
     bleu = np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, 5))
     ratio = (sums[..., 9:10] + tiny) / (sums[..., 10:11] + small)
@@ -107,68 +109,67 @@ def scores(sums: np.ndarray) -> np.ndarray:
 
 def score(
     references: Sequence[str],
-    generated: Sequence[str],
+    predictions: Sequence[str],
     cut: int | None = None,
     words: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """All scores but METEOR over all studies, from reports as they stand; cut and words (a vocabulary) as
-    `clean` has them."""
-    cleaned = [[clean(text, cut, words) for text in texts] for texts in (references, generated)]
+    """All scores but METEOR over all studies, from uncleaned reports. cut, words: `clean`'s cut and
+    vocabulary."""
+    cleaned = [[clean(text, cut, words) for text in texts] for texts in (references, predictions)]
     names, rows = statistics(*cleaned)
     return dict(zip(names, scores(rows.sum(0)).tolist(), strict=True))
 
 
-def _rouge_l(truth: list[str], said: list[str], beta: float = 1.2) -> float:
-    if not truth or not said:
-        return 0.0
-    return f_measure(lcs(places(truth), len(truth), said), len(truth), len(said), beta)
-
-
 def frequencies(references: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For n-grams of order 1 to 4 their sorted keys, and in how many references each stands. The last key, at
-    which a search ends that finds none, is no n-gram's and has the number of all references."""
-    known = [(np.array([np.iinfo(np.int64).max]), np.array([len(references)]))] * 4
-    for at in range(0, len(references), BLOCK):
-        for order, (text, key) in enumerate(_ngrams(references[at : at + BLOCK])):
+    """For n-grams of order 1 to 4: their sorted keys, and in how many references each occurs. The last key is
+    no n-gram's, so that every search ends at a key; its count is the number of all references."""
+    result = [(np.array([np.iinfo(np.int64).max]), np.array([len(references)]))] * 4
+    for start in range(0, len(references), BLOCK):
+        for order, (text, key) in enumerate(_ngrams(references[start : start + BLOCK])):
             _, gram, keys, _ = _by_text(text, key)
             count = np.bincount(gram, minlength=len(keys))
-            old, total = known[order]
-            place = np.searchsorted(old, keys)
-            new = old[place] != keys
-            total[place[~new]] += count[~new]
-            known[order] = (np.insert(old, place[new], keys[new]), np.insert(total, place[new], count[new]))
-    return known
+            old_keys, total = result[order]
+            index = np.searchsorted(old_keys, keys)
+            new = old_keys[index] != keys
+            total[index[~new]] += count[~new]
+            index = index[new]
+            result[order] = np.insert(old_keys, index, keys[new]), np.insert(total, index, count[new])
+    return result
 
 
 def _count_ngrams(
-    references: Sequence[str], generated: Sequence[str], frequency: list, rows: np.ndarray
+    references: Sequence[str], predictions: Sequence[str], frequency: list, rows: np.ndarray
 ) -> None:
-    """Fill in what corpus BLEU and CIDEr (Vedantam et al. 2015; CIDEr-D's clipping, sigma 6) need."""
+    """Fill in the columns of corpus BLEU and CIDEr (Vedantam et al. 2015; CIDEr-D's clipping, sigma 6)."""
     n = len(references)
-    for at in range(0, n, BLOCK):
-        block = rows[at : at + BLOCK]
-        size, texts = len(block), (*references[at : at + BLOCK], *generated[at : at + BLOCK])
+    for start in range(0, n, BLOCK):
+        block = rows[start : start + BLOCK]
+        size, texts = len(block), (*references[start : start + BLOCK], *predictions[start : start + BLOCK])
         lengths = np.array([len(text.split()) for text in texts])
         block[:, 10], block[:, 9] = lengths.reshape(2, size)
         cosines = np.zeros(size)
         for order, (text, key) in enumerate(_ngrams(texts)):
             block[:, 5 + order] = np.maximum(0, lengths[size:] - order)
             text, gram, keys, count = _by_text(text, key)
-            known, total = frequency[order]
-            place = np.searchsorted(known, keys)
-            rarity = np.log(total[-1]) - np.log(np.where(known[place] == keys, total[place], 1))
+            known_keys, total = frequency[order]
+            index = np.searchsorted(known_keys, keys)
+            rarity = np.log(total[-1]) - np.log(np.where(known_keys[index] == keys, total[index], 1))
             weight, pair = count * rarity[gram], text % size * len(keys) + gram
-            cut = np.searchsorted(text, size)  # where the generated texts begin
-            _, ours, theirs = np.intersect1d(pair[:cut], pair[cut:], True, return_indices=True)
-            theirs += cut
-            study = text[ours]
-            block[:, 1 + order] = np.bincount(study, np.minimum(count[ours], count[theirs]), size)
-            product = np.minimum(weight[ours], weight[theirs]) * weight[ours]
-            product = np.bincount(study, product, size)
+            split = np.searchsorted(text, size)  # the first n-gram of a prediction
+            _, in_reference, in_prediction = np.intersect1d(
+                pair[:split], pair[split:], assume_unique=True, return_indices=True
+            )
+            in_prediction += split
+            study = text[in_reference]
+            block[:, 1 + order] = np.bincount(
+                study, np.minimum(count[in_reference], count[in_prediction]), size
+            )
+            clipped = np.minimum(weight[in_reference], weight[in_prediction])
+            product = np.bincount(study, clipped * weight[in_reference], size)
             norm = np.sqrt(np.bincount(text, weight**2, 2 * size)).reshape(2, size).prod(0)
             cosines += np.divide(product, norm, out=np.zeros(size), where=norm > 0) / 4
-        true, said = np.maximum(0, lengths - 1).reshape(2, size)  # bigrams: pycocoevalcap's measure of length
-        block[:, 12] = 10 * cosines * np.exp(-((said - true) ** 2) / (2 * 6.0**2))
+        n_reference, n_predicted = np.maximum(0, lengths - 1).reshape(2, size)  # bigrams, as in pycocoevalcap
+        block[:, 12] = 10 * cosines * np.exp(-((n_predicted - n_reference) ** 2) / (2 * 6.0**2))
 
 
 def _key(word: str) -> int:
@@ -177,21 +178,21 @@ def _key(word: str) -> int:
 
 
 def _ngrams(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For order 1 to 4: of each n-gram in the texts, one after the other, its text and its key."""
+    """For order 1 to 4: the text and the key of each n-gram, in the order of the texts."""
     words = [text.split() for text in texts]
-    owner = np.repeat(np.arange(len(texts)), [len(text) for text in words])  # (all words,)
-    # Python's own hash() differs from process to process, and with it the order in which sums are added up.
-    known = {word: _key(word) for word in {word for text in words for word in text}}
-    first = keys = np.fromiter((known[word] for text in words for word in text), np.int64, len(owner))
+    owner = np.repeat(np.arange(len(texts)), [len(text) for text in words])  # (all words,): each word's text
+    # Not Python's hash(): it differs between processes, and with it the order of floating-point sums.
+    keys_of = {word: _key(word) for word in {word for text in words for word in text}}
+    first = keys = np.fromiter((keys_of[word] for text in words for word in text), np.int64, len(owner))
     for order in range(1, 5):
-        if order > 1:  # the n-gram at a place: the (n-1)-gram there with the next word
+        if order > 1:  # the (n-1)-gram that starts at a word, extended by one word
             keys = keys[:-1] * MIX + first[order - 1 :]
-        inside = owner[: len(keys)] == owner[order - 1 :]  # not across two texts
-        yield owner[: len(keys)][inside], keys[inside]
+        in_one_text = owner[: len(keys)] == owner[order - 1 :]
+        yield owner[: len(keys)][in_one_text], keys[in_one_text]
 
 
 def _by_text(text: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, ...]:
-    """N-grams, each once a text and in order: text, place among the sorted keys, those keys, how often."""
+    """The distinct n-grams of each text, sorted: their text, index into the keys, the sorted keys, counts."""
     keys, gram = np.unique(key, return_inverse=True)
     pairs, count = np.unique(text * len(keys) + gram, return_counts=True)
     return *np.divmod(pairs, max(1, len(keys))), keys, count

@@ -1,8 +1,8 @@
-"""Open-i's index terms, as findings: people's reading of IU X-ray's reports, to hold findings.py against.
+"""Open-i's index terms as findings: the human labels of IU X-ray, which findings.py is measured against.
 
 In: the terms that indexers gave a study (Demner-Fushman et al. 2016), such as "Opacity/lung/base/left/mild":
-what, where, which side, how. Out: findings by findings.py's names. A term that is none of the nineteen is
-OTHER; a study whose one term is "normal" has none.
+what, where, which side, how much. Out: findings by findings.py's names. A term of none of the nineteen is
+OTHER. A study whose only term is "normal" has no findings.
 """
 
 import re
@@ -10,28 +10,28 @@ from collections.abc import Iterable
 
 from .findings import OTHER
 
-# For each finding, the beginnings of its terms; "..." is whatever stands between. Where a term could have
-# gone elsewhere, the reason stands beside it.
+# For each finding, the beginnings of its terms; "..." matches anything between. A comment gives the reason
+# where a term could belong to another finding.
 TERMS: dict[str, tuple[str, ...]] = {
     "cardiomegaly": ("Cardiomegaly", "Cardiac Shadow/...enlarged"),
     "enlarged cardiomediastinum": ("Mediastinum/...prominent", "Mediastinum/...enlarged"),
-    # a blunted angle is how a film shows a little fluid; reports say either, indexers index either
+    # a blunted angle is how a film shows a little fluid; reports and indexers use either term
     "effusion": ("Pleural Effusion", "Costophrenic Angle/...blunted", "Hydropneumothorax", "Hemopneumothorax",
                  "Hemothorax"),
     "pleural other": ("Thickening/...pleura", "Cicatrix/...pleura"),
     "pneumothorax": ("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"),
-    # CheXpert's lung opacity holds infiltrates and interstitial markings too; bronchovascular markings are
-    # crowding, at low volumes
+    # CheXpert's lung opacity includes infiltrates and interstitial markings; bronchovascular markings are
+    # crowding at low volumes
     "lung opacity": ("Opacity", "Density", "Infiltrate", "Markings/...interstitial", "Lung/...interstitial",
                      "Lung Diseases, Interstitial"),
-    # alveoli filled, which radiologists call either; CheXpert has airspace disease under lung opacity
+    # filled alveoli, which have both names; CheXpert puts airspace disease under lung opacity
     "consolidation": ("Consolidation", "Airspace Disease"),
     "pneumonia": ("Pneumonia",),
-    # CheXpert's edema holds vascular congestion and heart failure
+    # CheXpert's edema includes vascular congestion and heart failure
     "edema": ("Pulmonary Edema", "Pulmonary Congestion", "Heart Failure"),
     "nodule": ("Nodule", "Mass"),
     "granuloma": ("Calcified Granuloma", "Granuloma", "Granulomatous Disease"),
-    "calcification": ("Calcinosis", "Atherosclerosis"),  # seen on a film by its calcium
+    "calcification": ("Calcinosis", "Atherosclerosis"),  # atherosclerosis shows on a film by its calcium
     "atelectasis": ("Pulmonary Atelectasis",),
     "scar": ("Cicatrix",),
     "hyperinflation": ("Lung/...hyperdistention", "Diaphragm/...flattened"),
@@ -39,12 +39,12 @@ TERMS: dict[str, tuple[str, ...]] = {
     "degenerative spine": ("Thoracic Vertebrae/...degenerative", "Lumbar Vertebrae/...degenerative",
                            "Cervical Vertebrae/...degenerative", "Spine/...degenerative", "Spondylosis",
                            "Osteophyte", "Arthritis/...spine", "Arthritis/...vertebrae", "Hyperostosis"),
-    # not Deformity/ribs: old fractures many, but operations and scoliosis too
+    # not Deformity/ribs: many are old fractures, others come from operations and scoliosis
     "fracture": ("Fractures, Bone",),
     "device": ("Catheters, Indwelling", "Implanted Medical Device", "Medical Device", "Tube, Inserted",
                "Stents", "Surgical Instruments", "Sutures"),
 }  # fmt: skip
-# No findings: nothing seen, or a fault of the film and not of the patient.
+# Terms of no finding: a normal study, or a fault of the film.
 NOTHING = ("normal", "Technical Quality of Image Unsatisfactory")
 NOT_INDEXED = "No Indexing"
 
@@ -55,11 +55,11 @@ def _any_of(terms: tuple[str, ...]) -> re.Pattern[str]:
 
 
 _TERMS = {name: _any_of(terms) for name, terms in TERMS.items()}
-_LYMPH_NODES = re.compile(r"Mediastinum/.*(?:lymph nodes|blood vessels)")  # their size, not the mediastinum's
+_LYMPH_NODES = re.compile(r"Mediastinum/.*(?:lymph nodes|blood vessels)")  # not the mediastinum's size
 
 
 def is_indexed(terms: Iterable[str]) -> bool:
-    """Whether anybody looked: a study has terms, and is not marked as left out."""
+    """Whether the study was indexed: it has terms, and none of them is NOT_INDEXED."""
     terms = list(terms)
     return bool(terms) and NOT_INDEXED not in terms
 

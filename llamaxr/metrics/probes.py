@@ -1,10 +1,10 @@
-"""Three questions that the table of scores leaves open, as functions of arrays; llamaxr/probe.py asks a run.
+"""Three questions that the scores leave open, as functions of arrays. tools/probe.py asks them of a run.
 
-What does vision know at all? A linear probe (Alain and Bengio 2016): where the findings that people saw
-cannot be read off the frozen features linearly, the language model behind them has little to go by. What did
-fine-tuning teach? The perplexity of true reports, on the words that name findings apart from all others:
-learning the style alone lowers both; what another study's images make worse again came from the images. Do
-reports heed the scores? How often one asserts a finding whose score denies it.
+What do the frozen vision features contain? A linear probe (Alain and Bengio 2016): where the labelled
+findings cannot be read off the features linearly, the language model has little to work with. What did
+fine-tuning teach? The perplexity of true reports, separately on the words that name findings: learning the
+style lowers both parts; what the images of another study make worse again came from the images. Do reports
+follow the scores? How often a report asserts a finding whose score denies it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,16 +14,17 @@ import numpy as np
 from .bootstrap import bootstrap, resamples
 from .findings import mentions
 
-PENALTIES = np.logspace(-4, 4, 17)  # times the mean eigenvalue: from next to none to next to nothing learned
+PENALTIES = np.logspace(-4, 4, 17)  # times the mean eigenvalue: from almost no penalty to almost no fit
 
 
-def linear_probe(features: np.ndarray, present: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Learn classes from features (n, d), present (n, k) of 0 and 1; give asked (m, d) its scores (m, k).
+def linear_probe(features: np.ndarray, present: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Fit classes to features (n, d), present (n, k) of 0 and 1; returns the scores (m, k) of queries (m, d).
 
-    Ridge regression on standardised features, w = (X'X + penalty I)^-1 X'y: only the order of studies matters
-    to an AUROC, and least squares order them as Fisher's discriminant does. Each class has the penalty with
-    the smallest leave-one-out error, which needs no second fit: the error of a study left out is its residual
-    divided by 1 - its leverage. So nothing is tuned on what is asked, nor on a split of its own.
+    Ridge regression on standardised features, w = (X'X + penalty I)^-1 X'y: only the order of the scores
+    matters to an AUROC, and least squares order them as Fisher's discriminant does. Each class has the
+    penalty with the smallest leave-one-out error, which needs no second fit: the error of a study that is
+    left out is its residual divided by 1 - its leverage. So nothing is tuned on the queries or on a split of
+    its own.
     """
     mean, std = features.mean(0), features.std(0)
     std = np.where(std > 0, std, 1)
@@ -38,51 +39,52 @@ def linear_probe(features: np.ndarray, present: np.ndarray, asked: np.ndarray) -
         left_out = (y - x @ (xy * shrink[:, None])) / (1 - leverage)[:, None]
         errors.append((left_out**2).mean(0))
     best = penalties[np.argmin(errors, axis=0)]  # (k,)
-    return (asked - mean) / std @ (vectors @ (xy / (values[:, None] + best)))
+    return (queries - mean) / std @ (vectors @ (xy / (values[:, None] + best)))
 
 
 def auroc(predicted: np.ndarray, present: np.ndarray) -> float:
-    """The chance that a study with the finding scores above one without, ties half; NaN without both kinds.
+    """The probability that a study with the finding scores above one without; ties count half.
 
-    predicted, present: (n,), present of 0 and 1.
+    predicted, present: (n,), present of 0 and 1. NaN unless both occur.
     """
     return _aurocs(np.asarray(predicted), np.asarray(present), np.ones((1, len(present))))[0].item()
 
 
 def auroc_interval(predicted: np.ndarray, present: np.ndarray) -> list[float]:
-    """auroc with its 95% bootstrap interval: value, low, high. Resamples that lack a kind have none."""
-    values = np.concatenate([_aurocs(predicted, present, drawn) for drawn in resamples(len(present))])
+    """auroc with its 95% bootstrap interval: value, low, high. Resamples in which it is NaN are left out."""
+    values = np.concatenate([_aurocs(predicted, present, draws) for draws in resamples(len(present))])
     return [auroc(predicted, present), *np.nanquantile(values, [0.025, 0.975]).tolist()]
 
 
-def _aurocs(predicted: np.ndarray, present: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """The auroc of each row of drawn (rows, n), which says how often each study is there: (rows,)."""
+def _aurocs(predicted: np.ndarray, present: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """The auroc of each row of draws (rows, n), which has how often each study is drawn: (rows,)."""
     order = np.argsort(predicted, kind="stable")
     ranked = predicted[order]
-    ties = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ranked) else []  # where each begins
+    ties = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if len(ranked) else []  # first indices
     if not len(ties):
-        return np.full(len(drawn), np.nan)
-    weights = [drawn[:, order] * (present == kind)[order] for kind in (1, 0)]
-    with_it, without = (np.add.reduceat(w, ties, axis=1) for w in weights)  # (rows, ties)
-    below = (with_it * (without.cumsum(1) - without / 2)).sum(1)
-    pairs = with_it.sum(1) * without.sum(1)
-    return np.divide(below, pairs, out=np.full(len(drawn), np.nan), where=pairs > 0)
+        return np.full(len(draws), np.nan)
+    weights = [draws[:, order] * (present == kind)[order] for kind in (1, 0)]
+    n_with, n_without = (np.add.reduceat(w, ties, axis=1) for w in weights)  # (rows, ties)
+    below = (n_with * (n_without.cumsum(1) - n_without / 2)).sum(1)
+    pairs = n_with.sum(1) * n_without.sum(1)
+    return np.divide(below, pairs, out=np.full(len(draws), np.nan), where=pairs > 0)
 
 
 def names_a_finding(pieces: Sequence[bytes]) -> np.ndarray:
-    """Which tokens of a report, given as the bytes that each stands for, lie at least in part in words that
-    name a finding (findings.mentions), be it asserted, doubted or denied: (tokens,) of bool."""
+    """Which tokens of a report, given as bytes, are at least in part in words that name a finding
+    (findings.mentions), asserted, doubted or denied: (tokens,) of bool."""
     text = b"".join(pieces).decode("utf-8", errors="replace")
-    inside = np.zeros(len(text.encode()), bool)
+    in_mention = np.zeros(len(text.encode()), bool)
     for m in mentions(text):
-        inside[len(text[: m.start].encode()) : len(text[: m.end].encode())] = True
+        in_mention[len(text[: m.start].encode()) : len(text[: m.end].encode())] = True
     ends = np.cumsum([len(piece) for piece in pieces], dtype=int)
-    return np.array([inside[end - len(p) : end].any() for end, p in zip(ends, pieces, strict=True)], bool)
+    spans = zip(ends, pieces, strict=True)
+    return np.array([in_mention[end - len(piece) : end].any() for end, piece in spans], bool)
 
 
 def perplexity(losses: Sequence[np.ndarray], named: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    """exp of the mean loss a token: of all tokens, of those that name findings, and of the rest, each as
-    value, low, high. losses: for each report, nats of each token; named: names_a_finding of the same."""
+    """exp of the mean loss per token: over all tokens, over those that name findings, and over the rest, each
+    as value, low, high. losses: nats of each token, per report. named: names_a_finding of the same tokens."""
     sums = [[x[n].sum(), n.sum(), x[~n].sum(), (~n).sum()] for x, n in zip(losses, named, strict=True)]
 
     def scores(sums: np.ndarray) -> np.ndarray:
@@ -94,15 +96,18 @@ def perplexity(losses: Sequence[np.ndarray], named: Sequence[np.ndarray]) -> dic
 
 
 def denials(
-    said: Sequence[Collection[str]], scores: np.ndarray, columns: Mapping[str, Sequence[int]], below: float
+    predictions: Sequence[Collection[str]],
+    scores: np.ndarray,
+    columns: Mapping[str, Sequence[int]],
+    below: float,
 ) -> dict[str, dict]:
     """How often reports assert what the scores deny: for each finding of columns, and "all" of them together,
-    the counts asserted and denied, and their share with its interval.
+    the counts asserted and denied, and their ratio with its interval.
 
-    said: the findings that each report asserts; scores: (n, m), of the same studies; columns: which of the m
-    stand for a finding. It is denied where all of these are below the threshold.
+    predictions: the findings that each report asserts. scores: (n, m), of the same studies. columns: the
+    scores that belong to each finding; it is denied where all of them are below the threshold.
     """
-    asserted = np.array([[name in findings for name in columns] for findings in said])  # (n, k)
+    asserted = np.array([[name in findings for name in columns] for findings in predictions])  # (n, k)
     low = np.stack([(scores[:, list(c)] < below).all(1) for c in columns.values()], axis=1)
     counts = np.stack([asserted, asserted & low], axis=2).astype(float)  # (n, k, 2)
     counts = np.concatenate([counts.sum(1, keepdims=True), counts], axis=1)  # (n, 1 + k, 2)

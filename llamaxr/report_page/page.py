@@ -1,16 +1,17 @@
-"""report.html: an evaluation to look at, in one file that needs no server, no network and no other file.
+"""report.html: an evaluation as one page, in one file that needs no server, no network and no other file.
 
-In: the results that eval.py keeps, the split as it was judged, and, where there are images, what vision saw
-of them. Out: the tables, and a gallery of the studies with each finding marked in both texts and a heat map
-of where vision saw it; and the same studies for a blind review. report_page.html is the page,
-report_page.js what it does, and one JSON object carries all that differs from page to page.
+In: eval.py's results, the evaluated split and, where there are images, vision's features of them. Out: the
+tables; a gallery of the studies, with each finding marked in both texts and a heat map of vision's evidence
+for it; and the same studies for a blind review. page.html is the markup, page.js the script, and one JSON
+object carries everything that differs from page to page.
 
-A report may hold anything, so nothing of it is ever read as HTML: the JSON stands in the page with its "<",
-">" and "&" written as \\u003c and so on, the script turns it into text nodes alone, and the page's own
-security policy runs that one script, known by its hash, and loads nothing from anywhere.
+A report may contain anything, so no report is ever parsed as HTML. In the JSON "<", ">" and "&" are written
+as \\u003c and so on, the script puts the texts into text nodes only, and the page's content security policy
+allows that one script, by its hash, and loads nothing from anywhere.
 
-In blind review the two texts of a study are A and B, in an order drawn for each study, and so is the order of
-the studies: worst first would tell how the system did. Tables, marks, scores and heat maps are not there.
+In the blind review the two texts of a study are A and B, in an order drawn for each study. The order of the
+studies is drawn too: worst first would show how the system did. The review has no tables, marks, scores or
+heat maps.
 """
 
 import base64
@@ -29,155 +30,159 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.study import VIEWS, Study
+from ..data.study import Study
 from ..errors import UserError
-from ..runs.features import StudyFeatures
 from ..metrics.agreement import INVENTED, MISSED, OUTCOMES, RIGHT, outcomes
-from ..metrics.findings import ASSERTED, locate, mentions
-from ..metrics.table import BLOCKS, SYSTEM, Judged
-from ..radiograph import load_radiograph
-from ..vision import PATHOLOGIES, Vision
-from ..tools.vision_train import PATHOLOGIES_OF
+from ..metrics.findings import ASSERTED, PATHOLOGIES_OF, locate, mentions
+from ..metrics.table import BLOCKS, SYSTEM, Evaluation
+from ..radiograph import VIEWS, load_radiograph
+from ..vision import PATHOLOGIES, StudyFeatures, Vision
 
-PAGE, SCRIPT = (Path(__file__).with_suffix(end) for end in (".html", ".js"))
-MOST = 1000  # studies in a page, some 20 MB with their images; of more, so many are drawn
-QUALITY = 80  # of a JPEG of 224 x 224, some 7 kB
-
-# Views of a study as the page takes them, or none where an image is not to be had.
-Look = Callable[[int], list[dict]]
+PAGE, SCRIPT = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".js"))
+MAX_STUDIES = 1000  # per page, some 20 MB with their images; from a larger split this many are drawn
+JPEG_QUALITY = 80  # some 7 kB for 224 x 224 pixels
 
 
 def write(
     path: Path,
     results: Mapping,
     rows: Sequence[Mapping[str, str]],
-    judged: Judged,
+    evaluation: Evaluation,
     titles: Mapping[str, str],
-    look: Look | None = None,
+    views_of: Callable[[int], list[dict]] | None = None,
     seed: int = 0,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Write the page. results: as eval.py keeps them; rows: id, reference and generated of each study, in
-    judged's order; titles: of table.BLOCKS; look(i): `views` of study i; None where there are no images;
-    progress: called after each study."""
-    drawn = [hashlib.sha256(f"{seed} {row['id']}".encode(errors="replace")).digest() for row in rows]
-    chosen = sorted(range(len(rows)), key=drawn.__getitem__)[:MOST]
+    """Write the page.
 
-    def study(place: int) -> dict:
-        i = chosen[place]
-        said = {f: sides for f, sides in locate(rows[i]["generated"]).items() if f in judged.names}
-        found = outcomes(judged.findings[i], said, judged.names)
-        sides = lambda of, f: sorted(of.get(f, ()))
+    results: the content of eval.py's results.json. rows: id, reference and generated of each study, in
+    evaluation's order. titles: of table.BLOCKS. views_of(i): `views` of study i; None without images.
+    seed: of the blind review's order. progress: called after each study.
+    """
+    digests = [hashlib.sha256(f"{seed} {row['id']}".encode(errors="replace")).digest() for row in rows]
+    review_order = sorted(range(len(rows)), key=digests.__getitem__)[:MAX_STUDIES]
+
+    def study(position: int) -> dict:
+        i = review_order[position]
+        true = evaluation.findings[i]
+        generated = {f: s for f, s in locate(rows[i]["generated"]).items() if f in evaluation.classes}
+        outcome_of = outcomes(true, generated, evaluation.classes)
+        sides = lambda findings, f: sorted(findings.get(f, ()))
         return {
             "id": rows[i]["id"],
-            "reference": marked(rows[i]["reference"], found, silent=INVENTED),
-            "generated": marked(rows[i]["generated"], found, silent=MISSED),
-            "findings": {f: [o, sides(judged.findings[i], f), sides(said, f)] for f, o in found.items()},
-            "blind": [place, drawn[i][-1] % 2],  # its place, and which text is A: 0 the reference
-            "views": look(i) if look else [],
-            "order": [sum(o != RIGHT for o in found.values()), -len(found), -i],
+            "reference": marked_pieces(rows[i]["reference"], outcome_of, INVENTED),
+            "generated": marked_pieces(rows[i]["generated"], outcome_of, MISSED),
+            "findings": {f: [o, sides(true, f), sides(generated, f)] for f, o in outcome_of.items()},
+            "review_position": position,
+            "a_is_generated": digests[i][-1] % 2,
+            "views": views_of(i) if views_of else [],
+            "rank": [sum(o != RIGHT for o in outcome_of.values()), -len(outcome_of), -i],
         }
 
-    # load_radiograph silences its decoders' warnings; threads may undo that in a wrong order, so: all at once
+    # load_radiograph silences its decoders' warnings; threads could undo that in the wrong order
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         studies = []
-        for done in pool.map(study, range(len(chosen))):
-            studies.append(done)
+        for finished in pool.map(study, range(len(review_order))):
+            studies.append(finished)
             if progress:
                 progress()
-    studies.sort(key=lambda s: s.pop("order"), reverse=True)
+    studies.sort(key=lambda s: s.pop("rank"), reverse=True)  # worst first
     writers = {
         name: {w: {b: blocks[b] for b in BLOCKS if b in blocks} for w, blocks in group["writers"].items()}
         for name, group in results["groups"].items()
     }
-    heated = to_bytes([view["heat"] for s in studies for view in s["views"]])
+    with_heat_map = encode_heat_maps([view["heat"] for s in studies for view in s["views"]])
     data = {
         "settings": results["settings"],
         "in_words": results["in_words"],
-        "constant": results["constant_report"],
-        "sizes": {name: group["studies"] for name, group in results["groups"].items()},
+        "constant_report": results["constant_report"],
+        "group_sizes": {name: group["studies"] for name, group in results["groups"].items()},
         "writers": writers,
         "blocks": {b: [titles[b], names] for b, names in BLOCKS.items()},
         "per_class": results["groups"]["all"]["writers"][SYSTEM]["per_class"],
-        "names": list(judged.names),
+        "classes": list(evaluation.classes),
         "outcomes": OUTCOMES,
-        "heated": [f for f in judged.names if f in heated],
-        "of": len(rows),
+        "with_heat_map": [f for f in evaluation.classes if f in with_heat_map],
+        "n_evaluated": len(rows),
         "studies": studies,
     }
-    data["key"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()  # the reader's answers are kept by it
+    data["key"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()  # the browser stores answers under it
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(filled(data), encoding="utf-8")
+    temporary.write_text(render(data), encoding="utf-8")
     os.replace(temporary, path)
 
 
-def filled(data: object) -> str:
-    """The whole page around its data; plain ASCII where data is, so that no decoder can misread it."""
+def render(data: object) -> str:
+    """The page around its data. The data is plain ASCII, so no decoder can misread it."""
     text = json.dumps(data, separators=(",", ":"))
-    for character in "<>&":  # all that can end or open anything in HTML; in JSON they stand in strings only
+    for character in "<>&":  # whatever opens or ends anything in HTML; JSON has these in strings only
         text = text.replace(character, f"\\u{ord(character):04x}")
     script = SCRIPT.read_text(encoding="utf-8")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = PAGE.read_text(encoding="utf-8")
-    for place, content in (("@SCRIPT_HASH@", allowed), ("@SCRIPT@", script), ("@DATA@", text)):
-        assert page.count(place) == 1, place
-        page = page.replace(place, content)  # the data last: what it holds is not looked at again
+    for placeholder, content in (("@SCRIPT_HASH@", script_hash), ("@SCRIPT@", script), ("@DATA@", text)):
+        assert page.count(placeholder) == 1, placeholder
+        page = page.replace(placeholder, content)  # data last: placeholders within it are not replaced
     return page
 
 
-def marked(report: str, found: Mapping[str, str], silent: str) -> list:
-    """The report cut where findings begin and end: [text, [[finding, outcome, state], ...]] a piece.
+def marked_pieces(report: str, outcome_of: Mapping[str, str], absent: str) -> list:
+    """The report cut where mentions of findings begin and end: [text, [[finding, outcome, state], ...]] each.
 
-    Marked is what it asserts, and the place where it denies or doubts what `silent` says of it: missed in a
-    generated report, invented against a reference.
+    Marked are the findings that the report asserts. Those with the outcome `absent`, which the other text
+    alone asserts, are marked where this one denies or doubts them: MISSED in a generated report, INVENTED in
+    a reference.
     """
-    kept = [
+    marks = [
         m for m in mentions(report)
-        if m.finding in found and (m.state == ASSERTED or found[m.finding] == silent)
+        if m.finding in outcome_of and (m.state == ASSERTED or outcome_of[m.finding] == absent)
     ]  # fmt: skip
-    edges = sorted({0, len(report), *(edge for m in kept for edge in (m.start, m.end))})
+    edges = sorted({0, len(report), *(edge for m in marks for edge in (m.start, m.end))})
+    covering = lambda a, b: [m for m in marks if m.start <= a and b <= m.end]
     return [
-        [report[a:b], [[m.finding, found[m.finding], m.state] for m in kept if m.start <= a and b <= m.end]]
+        [report[a:b], [[m.finding, outcome_of[m.finding], m.state] for m in covering(a, b)]]
         for a, b in pairwise(edges)
     ]
 
 
 def views(vision: Vision, study: Study, features: StudyFeatures) -> list[dict]:
-    """What the page shows of each view that vision saw: its name, its JPEG as a data URI, and by finding the
-    heat map (49,) and the score of the whole view, where vision has one."""
-    files, shown, learned = dict(study.views), [], learned_by(vision)
-    maps = evidence(vision, features.grids) if learned else None
-    for at, view in enumerate(features.views):
+    """What the page shows of each view: its name, its JPEG as a data URI and, where vision scores a finding,
+    the finding's heat map (49,) and the view's score. A view whose file is gone is left out."""
+    files, shown, columns = dict(study.views), [], score_columns(vision)
+    maps = activation_maps(vision, features.grids) if columns else None
+    for row, view in enumerate(features.views):
         try:
             image = jpeg(load_radiograph(files[view]))
-        except UserError:  # looked at once, and gone since
+        except UserError:  # readable when its features were computed, and gone since
             continue
         shown.append({
             "name": VIEWS[view],
             "image": "data:image/jpeg;base64," + _base64(image),
-            "heat": {f: maps[at, column].numpy() for f, column in learned.items()},
-            "score": {f: round(features.scores[at, column].item(), 2) for f, column in learned.items()},
+            "heat": {f: maps[row, column].numpy() for f, column in columns.items()},
+            "score": {f: round(features.scores[row, column].item(), 2) for f, column in columns.items()},
         })  # fmt: skip
     return shown
 
 
 @torch.inference_mode()
-def evidence(vision: Vision, grids: Tensor) -> Tensor:
-    """(n, channels, 7, 7) -> (n, 18, 49): how much each place speaks for each pathology, row by row.
+def activation_maps(vision: Vision, grids: Tensor) -> Tensor:
+    """(n, channels, 7, 7) -> (n, 18, 49): the evidence for each pathology at each place, row by row.
 
-    This is a class activation map (Zhou et al. 2016): the classifier is linear and reads the mean of all
-    places, so the mean of a place's own weighted sums is the whole view's. Zero is where the score is 0.5.
+    A class activation map (Zhou et al. 2016): the classifier is linear and reads the mean over places, so the
+    mean of a map is the view's logit, here minus the operating point's. Zero corresponds to a score of 0.5.
     """
     last, points = vision.net.classifier, vision.op_threshs
-    own = torch.einsum("pc,ncs->nps", last.weight.cpu().float(), grids.flatten(2).float())
-    own += last.bias.cpu().float()[:, None]
-    return own if points is None else own - points.cpu().logit()[:, None]
+    maps = torch.einsum("pc,ncs->nps", last.weight.cpu().float(), grids.flatten(2).float())
+    maps += last.bias.cpu().float()[:, None]
+    return maps if points is None else maps - points.cpu().logit()[:, None]
 
 
-def to_bytes(heats: list[dict]) -> set[str]:
-    """Each map of each view, in place, to 49 bytes in base64, 0 where nothing speaks for the finding and 255
-    where most does in any of the views: one scale a finding, so that an image without it stays cold. Gives
-    the findings that have maps."""
+def encode_heat_maps(heats: list[dict]) -> set[str]:
+    """Replace each map in place by 49 bytes in base64, and return the findings that have maps.
+
+    0 is no evidence, 255 the most in any view. All views share a finding's scale, so that an image without
+    the finding stays cold.
+    """
     findings = {f for heat in heats for f in heat}
     for f in findings:
         top = max(1e-6, *(heat[f].max() for heat in heats))
@@ -186,21 +191,21 @@ def to_bytes(heats: list[dict]) -> set[str]:
     return findings
 
 
-def learned_by(vision: Vision) -> dict[str, int]:
-    """Finding -> the column of its pathology among vision's scores, where it was trained on that."""
+def score_columns(vision: Vision) -> dict[str, int]:
+    """Finding -> the column of its first pathology among vision's scores, where vision had labels for it."""
     if not vision.has_scores:
         return {}
     columns = {f: PATHOLOGIES.index(pathologies[0]) for f, pathologies in PATHOLOGIES_OF.items()}
-    known = vision.op_threshs
-    return {f: column for f, column in columns.items() if known is None or not known[column].isnan()}
+    points = vision.op_threshs
+    return {f: column for f, column in columns.items() if points is None or not points[column].isnan()}
 
 
 def jpeg(radiograph: Tensor) -> bytes:
-    """(1, height, width) in [-1024, 1024] -> a grey JPEG: the crop that vision saw, so that maps fit it."""
+    """(1, height, width) in [-1024, 1024] -> a grey JPEG. It shows vision's crop, so heat maps fit it."""
     pixels = ((radiograph[0].numpy() + 1024) / 2048 * 255).round().astype(np.uint8)
-    written = io.BytesIO()
-    Image.fromarray(pixels).save(written, "JPEG", quality=QUALITY)
-    return written.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def _base64(content: bytes) -> str:

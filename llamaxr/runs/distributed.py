@@ -1,20 +1,20 @@
-"""One process of several: what each needs to know, and the few things that they do together.
+"""Data-parallel training: what each process must know of the others, and the collectives that they share.
 
     torchrun --nproc-per-node 8 -- train.py ...                 one machine with 8 GPUs
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -- train.py ...
-                                                                two such machines; the same on each
+                                                                two such machines; the same command on each
 
-torchrun starts the same program n times and tells each copy its number, its rank. All copies hold the whole
-model and take the same steps; only the studies of a step are dealt out. Three sums make up for that: of the
-target tokens, before the loss is divided by them; of the gradients; and of the loss itself, for the log.
-After the second all copies have the same gradient, bit for bit, and so the same weights after the step. That
-gradient is one process's but for rounding: the same numbers are added up in another order.
+torchrun starts n copies of the program and gives each its rank. Every copy holds the whole model and takes
+every step; only the studies of a step are sharded. Three sums per step make up for that: the number of
+target tokens, before the loss is divided by it; the gradients; and the loss itself, for the log. After the
+second, all copies have the same gradient, bit for bit, and so the same weights after the step. It equals the
+gradient of a single process up to rounding, because the same numbers are added in another order.
 
-`--` is there because torchrun would take eval.py's --run for its own --run-path. On Ctrl-C all stop at the
-same step; to end it and save, torchrun leaves them 30 seconds, or its --shutdown-timeout.
+The `--` keeps torchrun from reading eval.py's --run as its own --run-path. On Ctrl-C all processes stop at
+the same step. They have 30 seconds (torchrun's --shutdown-timeout) to finish it and save.
 
-Several machines must see the same run and cache folders. Without torchrun every function here is what it is
-for one process alone, which has nobody to wait for.
+Several machines must share the run folder and the cache folder. Without torchrun, every function here does
+what it means for a single process.
 """
 
 import atexit
@@ -32,27 +32,27 @@ from tqdm import tqdm
 
 from ..errors import UserError
 
-PATIENCE = timedelta(days=1)  # rank 0 may download a data set meanwhile; torchrun sees to those that died
+TIMEOUT = timedelta(days=1)  # rank 0 may be downloading a data set; torchrun itself notices dead processes
 
 
-def start(device: torch.device) -> torch.device:
-    """Join the others, if torchrun started this process; gives the device, of CUDA each its own. From here on
-    only rank 0 speaks on stdout."""
+def init(device: torch.device) -> torch.device:
+    """Join the process group if torchrun started this process. Returns the device to use: on CUDA, each
+    process has its own. From here on only rank 0 prints to stdout. UserError where there are too few GPUs."""
     if not dist.is_torchelastic_launched():
         return device
-    local = dist.get_node_local_rank()
+    local_rank = dist.get_node_local_rank()
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"{torch.cuda.device_count()} CUDA devices here are too few for local rank {local}; "
-                "lower torchrun's --nproc-per-node, or take --device cpu"
+                f"this machine has {torch.cuda.device_count()} CUDA devices, too few for local rank "
+                f"{local_rank}; lower torchrun's --nproc-per-node, or use --device cpu"
             )
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    # gloo for what lies on the CPU, signals and counts, on a CUDA machine too: no kernel has to wait for it
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    # gloo for tensors on the CPU (signals, counts), also on a CUDA machine: they need not wait for a kernel
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
-    if not is_main():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return device
 
@@ -61,86 +61,91 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
-    """Whether this is the process that writes, shows and speaks."""
+def is_main_process() -> bool:
+    """Whether this process writes files and prints."""
     return rank() == 0
 
 
 def warn(line: str) -> None:
-    """A warning on stderr, from one process for all."""
-    if is_main():
+    """Print a warning to stderr, once for all processes."""
+    if is_main_process():
         tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
-def share(everything: list) -> list:
-    """Of a list that all processes have, every n-th: this one's part of the work."""
-    return everything[rank() :: size()]
+def shard(values: list) -> list:
+    """This process's part of a list that all processes have: every world_size-th value, from rank on."""
+    return values[rank() :: world_size()]
 
 
-def total(value: Tensor) -> Tensor:
-    """The sum of all processes' values."""
-    return _reduced(value, dist.ReduceOp.SUM)
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The sum of the value over all processes."""
+    return _all_reduce(value, dist.ReduceOp.SUM)
 
 
-def largest(value: int) -> int:
-    """The largest of all processes' numbers: what one has seen, all know."""
-    return int(_reduced(torch.tensor(value), dist.ReduceOp.MAX))
+def all_reduce_max(value: int) -> int:
+    """The largest value of all processes."""
+    return int(_all_reduce(torch.tensor(value), dist.ReduceOp.MAX))
 
 
-def sum_gradients(parameters: list[Tensor]) -> None:
-    """Each parameter's gradient becomes the sum over all processes. They travel as one flat tensor: of
-    hundreds of small ones, each would wait for the network's answer."""
-    if size() > 1:
-        flat = total(parameters_to_vector(p.grad for p in parameters))  # (n trainable numbers,)
-        vector_to_parameters(flat, [p.grad for p in parameters])  # now views into it
+def all_reduce_gradients(parameters: list[Tensor]) -> None:
+    """Replace each parameter's gradient by its sum over all processes. The gradients travel as one flat
+    tensor: hundreds of small ones would each wait for the network."""
+    if world_size() > 1:
+        flat = all_reduce_sum(parameters_to_vector(p.grad for p in parameters))  # (n_trainable,)
+        vector_to_parameters(flat, [p.grad for p in parameters])  # the gradients are now views of it
 
 
-def gather(value) -> list:
-    """Everybody's value, by rank."""
-    values = [value] * size()
-    if size() > 1:
-        with _others():
+def all_gather(value) -> list:
+    """The values of all processes, by rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        with _one_line_if_another_died():
             dist.all_gather_object(values, value)
     return values
 
 
-def from_main(make: Callable):
-    """make() as rank 0 alone calls it; the others wait for what it gives."""
-    values = [make() if is_main() else None]
-    if size() > 1:
-        with _others():
+def barrier() -> None:
+    """Wait until every process has come here."""
+    all_gather(None)
+
+
+def broadcast(make: Callable):
+    """The value of make(), which only rank 0 calls, on every process."""
+    values = [make() if is_main_process() else None]
+    if world_size() > 1:
+        with _one_line_if_another_died():
             dist.broadcast_object_list(values)
     return values[0]
 
 
 @contextlib.contextmanager
-def in_turns() -> Iterator[None]:
-    """For what is made once and then found: rank 0 first, then one process of each machine, which finds it
-    where the disk is shared, then all others at once."""
-    turn = 0 if is_main() else 1 if dist.get_node_local_rank() == 0 else 2
+def main_process_first() -> Iterator[None]:
+    """For files that one process makes and the others find: rank 0 runs the body first, then one process per
+    machine (which finds the files if the disk is shared), then all others at once."""
+    turn = 0 if is_main_process() else 1 if dist.get_node_local_rank() == 0 else 2
     for _ in range(turn):
-        gather(None)
+        barrier()
     yield
     for _ in range(turn, 2):
-        gather(None)
+        barrier()
 
 
-def _reduced(value: Tensor, how: dist.ReduceOp) -> Tensor:
-    if size() > 1:
+def _all_reduce(value: Tensor, operation: dist.ReduceOp) -> Tensor:
+    if world_size() > 1:
         value = value.clone()
-        with _others():
-            dist.all_reduce(value, how)
+        with _one_line_if_another_died():
+            dist.all_reduce(value, operation)
     return value
 
 
 @contextlib.contextmanager
-def _others() -> Iterator[None]:
-    """Around what all must take part in: if another has ended, it has said why; a traceback would hide it."""
+def _one_line_if_another_died() -> Iterator[None]:
+    """A process that died has printed why; a traceback of those that waited for it would hide that."""
     try:
         yield
     except RuntimeError as error:
-        raise UserError(f"another process of this run ended; see what it said ({error})") from None
+        raise UserError(f"another process of this run ended; its own message says why ({error})") from None

@@ -1,10 +1,10 @@
-"""A script's options are the fields of a dataclass: flag, default, help and bounds in one place.
+"""The options of a script are the fields of a dataclass: flag, help, default and bounds in one place.
 
     @dataclass(frozen=True)
     class Options:
         lr: float = option(2e-3, "peak learning rate", above=0)
 
-`parse` makes `--lr` of it. The same dataclass goes into a run's config.json, and comes back out of it.
+`parse` turns it into `--lr`. The same dataclass is written to a run's config.json and read back from it.
 """
 
 import argparse
@@ -15,54 +15,62 @@ from pathlib import Path
 
 from ..errors import UserError
 
+DEVICES = ("auto", "cuda", "cpu")
+DEVICE_HELP = "auto is CUDA if torch finds a GPU, else the CPU"
+RUN_HELP = "run folder (default: the newest under runs/, or the embedded demo if there is none)"
+PLAIN_HELP = (
+    "run the model as llamaxr/*.py has it, without llamaxr/fast/ (default: plain on CUDA, fast on a CPU)"
+)
+
 
 def option(default, help: str, choices=None, at_least=None, above=None, at_most=None):
-    """A dataclass field with what argparse, `check` and a reader need to know of it."""
-    keys = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
-    return dataclasses.field(default=default, metadata=keys)
+    """A dataclass field with what argparse, `check` and a reader need to know about it. default:
+    dataclasses.MISSING for a field that must be given."""
+    metadata = {"help": help, "choices": choices, "at_least": at_least, "above": above, "at_most": at_most}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse(options: type, description: str, argv: list[str] | None = None, positional: dict | None = None):
-    """Read the command line; gives (the dataclass, the namespace of positionals, the names given by hand).
+def parse(
+    options: type,
+    description: str,
+    argv: list[str] | None = None,
+    extra: dict[str, dict] | None = None,
+    defaults: dict | None = None,
+    prog: str | None = None,
+):
+    """Read the command line; returns (an instance of `options`, the namespace of the extra arguments).
 
-    positional: name -> keyword arguments of argparse. Bad usage exits 2 with one line, as argparse does.
+    extra: name or flag -> keyword arguments of argparse, for arguments that are no field. defaults: values of
+    the fields that have no default of their own. prog: the program's name in the help, if not the script's.
+    Bad usage exits with code 2 and one line, as in argparse; UserError for a value out of bounds.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, how in (positional or {}).items():
-        parser.add_argument(name, **how)
+    for name, arguments in (extra or {}).items():
+        parser.add_argument(name, **arguments)
     hints = typing.get_type_hints(options)
+    names = [field.name for field in dataclasses.fields(options)]
     for field in dataclasses.fields(options):
-        flag, meta = "--" + field.name.replace("_", "-"), field.metadata
-        help = f"{meta['help']} (default: {'none' if field.default is None else field.default})".replace(
-            "%", "%%"
-        )
-        kind = hints[field.name]
+        meta, kind = field.metadata, hints[field.name]
         if isinstance(kind, types.UnionType):  # `Path | None`: the type that is not None
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        default = (defaults or {}).get(field.name, field.default)
+        help = meta["help"].replace("%", "%%")
+        if default is not None:  # where it is None, the help says what that means
+            help += f" (default: {default})"
         if kind is bool:
-            action = argparse.BooleanOptionalAction  # --flag and --no-flag: a recipe may have set it
-            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=help)
+            how = {"action": argparse.BooleanOptionalAction}  # --flag and --no-flag
         else:
             metavar = None if meta["choices"] else {Path: "PATH", int: "N", float: "X", str: "NAME"}[kind]
-            parser.add_argument(
-                flag,
-                type=kind,
-                default=argparse.SUPPRESS,
-                choices=meta["choices"],
-                help=help,
-                metavar=metavar,
-            )
-    arguments = vars(parser.parse_args(argv))
-    names = {field.name for field in dataclasses.fields(options)}
-    given = {name: value for name, value in arguments.items() if name in names}
-    rest = argparse.Namespace(**{name: value for name, value in arguments.items() if name not in names})
-    return check(options(**given)), rest, set(given)
+            how = {"type": kind, "choices": meta["choices"], "metavar": metavar}
+        parser.add_argument("--" + field.name.replace("_", "-"), default=default, help=help, **how)
+    values = vars(parser.parse_args(argv))
+    return check(options(**{name: values.pop(name) for name in names})), argparse.Namespace(**values)
 
 
 def check(options):
-    """The options themselves, if each is within its bounds; else UserError with the flag and the bound."""
+    """Returns the options if each is within its bounds; else UserError with the flag and the bound."""
     for field in dataclasses.fields(options):
         value, meta = getattr(options, field.name), field.metadata
         if value is None:
@@ -86,14 +94,16 @@ def to_json(options) -> dict:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def from_json(options: type, values: dict, where: Path):
-    """Options from a config.json, defaults for those it does not know yet. UserError where it holds none, an
-    unknown one, or a value of another type."""
+def from_json(options: type, values: dict, path: Path):
+    """Options from the values of a config.json at `path`. A missing option takes the dataclass's default.
+    UserError for an unknown option, a missing one without a default, or a value of the wrong type."""
     hints = typing.get_type_hints(options)
     fields = {}
     try:
         for field in dataclasses.fields(options):
-            if field.name not in values and values:  # written before this option was
+            if field.name not in values:
+                if field.default is dataclasses.MISSING:
+                    raise ValueError(f"{field.name} is missing")
                 continue
             value, kind = values[field.name], hints[field.name]
             kinds = typing.get_args(kind) or (kind,)
@@ -104,8 +114,8 @@ def from_json(options: type, values: dict, where: Path):
             if type(value) not in {type(Path()) if k is Path else k for k in kinds}:
                 raise ValueError(f"{field.name} is {value!r}")
             fields[field.name] = value
-        if values.keys() - fields.keys():
-            raise ValueError(f"{min(values.keys() - fields.keys())} is unknown")
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{where} does not hold this program's options ({error}); use another run") from None
+        if unknown := values.keys() - fields.keys():
+            raise ValueError(f"{min(unknown)} is unknown")
+    except ValueError as error:
+        raise UserError(f"{path} does not hold this version's options ({error}); use another run") from None
     return check(options(**fields))

@@ -1,23 +1,23 @@
-"""A data set told in a few numbers and one study whole, before anyone trains on it.
+"""Describe a data set in a few numbers and one complete study, before anyone trains on it.
 
-In: studies. Out: what `train.py --describe` prints, as a dictionary or as text. For each split: how many
-studies, with which views, how long their reports are in words, and how many are normal.
+In: studies. Out: what `train.py --describe` prints, as a dictionary or as text. Per split: how many studies,
+with which views, how many words their reports have, and how many are normal.
 
-Whether a study is normal is known to a different degree in each data set, so the number stands beside how
-it was decided: "drawn" by what was drawn (none), "indexed" by Open-i's MeSH term "normal", "labelled" by
-metrics/findings.py asserting nothing in the report.
+Data sets differ in how they know that a study is normal, so the number comes with its source: "drawn"
+(nothing was drawn), "indexed" (Open-i's MeSH term "normal") or "labelled" (metrics/findings.py finds nothing
+asserted in the report).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from statistics import mean, median
 
-from ..metrics.findings import find
 from ..data.study import SPLITS, Study
+from ..metrics.findings import find
 
 
-def normal(study: Study) -> tuple[bool, str]:
-    """Whether the study is normal, and how that was decided: "drawn", "indexed" or "labelled"."""
+def is_normal(study: Study) -> tuple[bool, str]:
+    """Whether the study is normal, and the source of that: "drawn", "indexed" or "labelled"."""
     if study.findings is not None:
         return not study.findings, "drawn"
     if study.terms is not None:
@@ -26,14 +26,14 @@ def normal(study: Study) -> tuple[bool, str]:
 
 
 def describe(studies: Sequence[Study]) -> dict:
-    """{"splits": {split: numbers}, "study": the first study whole}; views are counts of studies."""
+    """{"splits": {split: numbers}, "study": all of the first study}; views are counts of studies."""
     splits = {}
     for split in SPLITS:
         chosen = [s for s in studies if s.split == split]
         if not chosen:
             continue
         lengths = [len(s.report.split()) for s in chosen]
-        decided = [normal(s) for s in chosen]
+        normal = [is_normal(s) for s in chosen]
         splits[split] = {
             "studies": len(chosen),
             "views": {
@@ -48,8 +48,8 @@ def describe(studies: Sequence[Study]) -> dict:
                 "all": sum(lengths),
             },
             "normal": {
-                "share": round(sum(yes for yes, _ in decided) / len(chosen), 4),
-                "decided": dict(Counter(how for _, how in decided)),
+                "share": round(sum(yes for yes, _ in normal) / len(chosen), 4),
+                "decided": dict(Counter(source for _, source in normal)),
             },
             "different reports": len({s.report for s in chosen}),
         }
@@ -67,7 +67,7 @@ def describe(studies: Sequence[Study]) -> dict:
 
 
 def as_text(description: dict) -> str:
-    """What `describe` gives, for a terminal."""
+    """The dictionary of `describe`, for a terminal."""
     heads = ("split", "studies", "both views", "frontal only", "lateral only", "words: mean", "median",
              "longest", "different", "normal")  # fmt: skip
     rows = [heads]
@@ -79,15 +79,15 @@ def as_text(description: dict) -> str:
         )  # fmt: skip
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(heads))]
     lines = ["  ".join(str(cell).rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    ways = Counter()
+    sources = Counter()
     for d in description["splits"].values():
-        ways.update(d["normal"]["decided"])
-    words = {
+        sources.update(d["normal"]["decided"])
+    meaning = {
         "drawn": "nothing was drawn",
-        "indexed": 'its MeSH terms say "normal"',
+        "indexed": 'its MeSH terms include "normal"',
         "labelled": "the findings labeller (metrics/findings.py) finds nothing asserted in its report",
     }
-    lines += ["", "normal: " + "; ".join(f"{words[way]} ({n} studies)" for way, n in ways.items())]
+    lines += ["", "normal: " + "; ".join(f"{meaning[name]} ({n} studies)" for name, n in sources.items())]
     lines += ["", "one study:"]
     for name, value in description["study"].items():
         if value is not None:

@@ -1,19 +1,18 @@
-"""A trained run for other people's programs: a PEFT adapter, or the whole model merged.
+"""Export a trained run for other programs: a PEFT adapter, or the whole model with the adapter merged.
 
-    python -m llamaxr.tools.export runs/NAME OUT            PEFT's adapter_config.json, adapter_model.safetensors,
-                                                      and projector.safetensors beside them
-    python -m llamaxr.tools.export runs/NAME OUT --merge    a Hugging Face checkpoint folder, adapter merged, bf16
+    python -m llamaxr.tools.export runs/NAME OUT            a PEFT adapter folder, and projector.safetensors
+    python -m llamaxr.tools.export runs/NAME OUT --merge    a Hugging Face checkpoint folder, in bf16
 
-Merging writes W + (alpha / r) B A in the place of W. What the adapter has learned to correct is the base as
-it acted, so W is the dequantised one, not that of the original file. Rounding the sum to bf16 costs a
-little: how much is measured, on a prompt and a report, and said.
+Merging replaces W by W + (lora_alpha / rank) B A. The adapter learned to correct the quantised base, so W is
+the dequantised weight, not the original checkpoint's. Rounding the sum to bf16 costs some precision: the
+command measures how much, on a prompt with a report, and prints it.
 """
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,17 +21,19 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..runs import checkpoint
 from ..errors import UserError, one_line_errors
+from ..files.checkpoint_tensors import CheckpointTensors
 from ..llama import Llama
 from ..lora import LoRALinear
 from ..prompt import prompt_text
+from ..runs import checkpoint
 from ..runs.run import base_folder, open_run
-from ..weights import Stored
+from ..tokenizer import Tokenizer
 
-SHARD = 2**30  # bytes of a weight file, about: what is held in memory at once
+SHARD_BYTES = 2**30  # size of a weight file, about: this much is in memory at a time
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json")
-PROBE = "frontal view: lateral view:", "The heart is normal in size. The lungs are clear."
+REPORT = "The heart is normal in size. The lungs are clear."
+COMPARED_TEXT = prompt_text("frontal view: lateral view:") + REPORT
 
 
 def export_adapter(checkpoint_folder: Path, base: Path, out: Path) -> None:
@@ -43,42 +44,16 @@ def export_adapter(checkpoint_folder: Path, base: Path, out: Path) -> None:
     checkpoint.write_json(out / "adapter_config.json", {**config, "base_model_name_or_path": str(base)})
 
 
-def merged(llama: Llama) -> Iterator[tuple[str, Tensor]]:
-    """The weights by their names in a Hugging Face checkpoint, adapters merged, in bf16, one at a time."""
-    inside = ""
-    for name, module in llama.named_modules():
-        if inside and name.startswith(inside):
-            continue  # a LoRALinear's own parts
-        if isinstance(module, LoRALinear):
-            inside = f"{name}."
-            yield f"model.{name}.weight", module.merged().to("cpu", torch.bfloat16)
-            continue
-        for kind, weight in module.named_parameters(recurse=False):
-            full = f"{name}.{kind}" if name == "lm_head" else f"model.{name}.{kind}"
-            yield full, weight.detach().to("cpu", torch.bfloat16)
-
-
 def export_merged(llama: Llama, base: Path, out: Path) -> None:
     """Write a Hugging Face checkpoint folder: weights in shards with an index, config.json, tokenizer."""
-    names, shard, size, files = {}, {}, 0, 0
-
-    def flush() -> None:
-        nonlocal shard, size, files
-        files += 1
-        save_file(shard, out / f"model-{files:05d}.safetensors", metadata={"format": "pt"})
-        names.update(dict.fromkeys(shard, f"model-{files:05d}.safetensors"))
-        shard, size = {}, 0
-
-    total = 0
-    for name, weight in merged(llama):
-        shard[name] = weight.contiguous()
-        size, total = size + weight.nbytes, total + weight.nbytes
-        if size >= SHARD:
-            flush()
-    if shard:
-        flush()
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards(merged_weights(llama)), 1):
+        file = f"model-{number:05d}.safetensors"
+        save_file(shard, out / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+        total += sum(weight.nbytes for weight in shard.values())
     checkpoint.write_json(
-        out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names}
+        out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config = {k: v for k, v in config.items() if k not in ("quantization_config", "torch_dtype", "dtype")}
@@ -88,8 +63,36 @@ def export_merged(llama: Llama, base: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
-class FiledLinear(nn.Module):
-    """y = x W^T with a 16-bit W that stays in its memory-mapped file and is widened as it is used."""
+def merged_weights(llama: Llama) -> Iterator[tuple[str, Tensor]]:
+    """Each weight by its name in a Hugging Face checkpoint, adapter merged, in bf16, one at a time."""
+    lora_prefix = ""
+    for name, module in llama.named_modules():
+        if lora_prefix and name.startswith(lora_prefix):
+            continue  # the parts of a LoRALinear
+        if isinstance(module, LoRALinear):
+            lora_prefix = f"{name}."
+            yield f"model.{name}.weight", module.merged().to("cpu", torch.bfloat16)
+            continue
+        for kind, weight in module.named_parameters(recurse=False):
+            key = f"{name}.{kind}" if name == "lm_head" else f"model.{name}.{kind}"
+            yield key, weight.detach().to("cpu", torch.bfloat16)
+
+
+def shards(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The weights in groups; a group ends with the weight that brings it to SHARD_BYTES."""
+    shard, size = {}, 0
+    for name, weight in weights:
+        shard[name] = weight.contiguous()
+        size += weight.nbytes
+        if size >= SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
+
+
+class MappedLinear(nn.Module):
+    """y = x W^T, with a 16-bit W that stays in its memory-mapped file and is widened for each call."""
 
     def __init__(self, weight: Tensor):
         super().__init__()
@@ -100,18 +103,20 @@ class FiledLinear(nn.Module):
 
 
 @torch.inference_mode()
-def difference(llama: Llama, tokenizer, folder: Path) -> tuple[float, float, int, int]:
-    """What merging changed: the largest |difference| of a logit over a prompt and a report, the spread (max
-    - min) of the logits, at how many positions the likeliest token is the same, and of how many. The merged
-    weights are read from `folder` and put into llama, which is the merged model afterwards."""
-    ids = torch.tensor([tokenizer.encode(prompt_text(PROBE[0]) + PROBE[1])], device=llama.norm.weight.device)
-    before = llama(ids)
+def difference(llama: Llama, tokenizer: Tokenizer, folder: Path) -> tuple[float, float, int, int]:
+    """What merging changed on COMPARED_TEXT: the largest |difference| of a logit, the spread (max - min) of
+    the logits, the number of positions with the same likeliest token, and the number of positions.
+
+    The merged weights are read from `folder` into llama, which is the merged model afterwards.
+    """
+    ids = torch.tensor([tokenizer.encode(COMPARED_TEXT)], device=llama.norm.weight.device)
+    before = llama(ids)  # (1, time, vocab)
     with ExitStack() as stack:
-        stored = Stored(folder, stack)
+        tensors = CheckpointTensors(folder, stack)
         for name, module in list(llama.named_modules()):
             if isinstance(module, LoRALinear):
                 parent, _, child = name.rpartition(".")
-                linear = FiledLinear(stored.read(f"model.{name}.weight"))
+                linear = MappedLinear(tensors.read(f"model.{name}.weight"))
                 setattr(llama.get_submodule(parent), child, linear)
         after = llama(ids)
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
@@ -125,31 +130,32 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, whose best checkpoint is taken")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder; its best checkpoint is exported")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist yet")
     parser.add_argument("--merge", action="store_true", help="write the whole model, adapter merged, in bf16")
-    given = parser.parse_args(argv)
-    if given.out.exists():
-        raise UserError(f"{given.out} exists already; name another folder")
-    options, _, model, step = open_run(given.run, "cpu")
+    arguments = parser.parse_args(argv)
+    out = arguments.out
+    if out.exists():
+        raise UserError(f"{out} exists already; name another folder")
+    options, _, model, step = open_run(arguments.run, "cpu", plain=True)
     base = base_folder(options)
-    temporary = given.out.with_name(given.out.name + ".tmp")
+    temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        if given.merge:
+        if arguments.merge:
             export_merged(model.llama, base, temporary)
             shutil.copyfile(step / "projector.safetensors", temporary / "projector.safetensors")
             worst, spread, same, n = difference(model.llama, model.tokenizer, temporary)
-            print(f"merged in bf16: logits differ by at most {worst:.3g} of a spread of {spread:.3g}; "
+            print(f"merged in bf16: logits differ by at most {worst:.3g}, of a spread of {spread:.3g}; "
                   f"the likeliest token is the same at {same} of {n} positions", file=sys.stderr)  # fmt: skip
         else:
             export_adapter(step, base, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    temporary.rename(given.out)
-    print(given.out)
+    temporary.rename(out)
+    print(out)
 
 
 if __name__ == "__main__":

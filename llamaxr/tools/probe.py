@@ -1,14 +1,14 @@
-"""What a trained run's parts know, where the scores of its reports do not tell.
+"""Probe what the parts of a trained run know, which the scores of its reports do not show.
 
     python -m llamaxr.tools.probe --run runs/NAME --split test        after python eval.py --run runs/NAME
 
-Three tables (metrics/probes.py says how each is measured), also written to RUN/eval-SPLIT/probes.json:
+Three tables, printed and written to RUN/eval-SPLIT/probes.json (metrics/probes.py has the measures):
 
-1. how well a linear layer, learned on train, reads the findings off vision's frozen features: those that
-   people saw (Open-i's index terms), or that were drawn, or, of data with neither, that the reports assert;
-2. the perplexity of the split's true reports before and after fine-tuning, and with another study's images;
-3. how often reports assert what vision's scores deny: those that eval.py wrote, the true ones, and, to tell
-   heeding the scores from agreeing with them by chance, those that it wrote for other studies.
+1. How well a linear layer, fitted on train, reads the findings off vision's frozen features. The findings are
+   those that people indexed (Open-i's terms) or that were drawn; without either, those the reports assert.
+2. The perplexity of the split's true reports before and after fine-tuning, and with another study's images.
+3. How often reports assert a finding that vision's scores deny: eval.py's reports, the true ones, and
+   eval.py's reports of other studies, which agree with the scores by chance only.
 """
 
 import json
@@ -21,84 +21,86 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..runs import checkpoint
+from ..data.outline import with_outline
 from ..data.study import SPLITS, Study
-from ..runs.distributed import warn
 from ..errors import UserError, one_line_errors
-from ..runs.features import StudyFeatures, summary
 from ..metrics import baselines, mesh, probes
-from ..metrics.findings import CLASSES, FINDINGS, NO_FINDING, find
+from ..metrics.findings import CLASSES, FINDINGS, NO_FINDING, PATHOLOGIES_OF, find
 from ..model import LlamaXR
-from ..runs.options import from_json, option, parse
-from ..prompt import with_outline
+from ..prompt import IGNORE
+from ..runs import checkpoint
+from ..runs.distributed import warn
+from ..runs.features import pooled_features
+from ..runs.options import DEVICE_HELP, DEVICES, from_json, option, parse
+from ..runs.recipes import TrainOptions
 from ..runs.run import (
     DEMO,
-    TrainOptions,
     build,
     evaluation_folder,
+    load_features,
     load_studies,
     newest_run,
     pick_device,
-    see_studies,
 )
-from ..vision import PATHOLOGIES
-from .vision_train import LEAST, PATHOLOGIES_OF
+from ..vision import PATHOLOGIES, StudyFeatures
+from .vision_train import MIN_EXAMPLES
 
-Seen = tuple[StudyFeatures, Study]
+Pair = tuple[StudyFeatures, Study]
 BASE, START = "base, no images", "start of the run"
 TUNED, SWAPPED = "fine-tuned", "fine-tuned, images swapped"
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    run: Path | None = option(None, "run folder; the newest under runs/, or the embedded demo, if not given")
-    split: str = option("test", "which studies are asked", choices=SPLITS)
+    run: Path | None = option(None, "run folder (default: the newest under runs/, or the embedded demo)")
+    split: str = option("test", "split to evaluate", choices=SPLITS)
     reports: Path | None = option(
-        None, "written reports (id and generated a line); RUN/eval-SPLIT/reports.jsonl if not given"
+        None, "generated reports, JSONL of id and generated (default: RUN/eval-SPLIT/reports.jsonl)"
     )
-    below: float = option(0.5, "a finding is denied by a score below this", above=0, at_most=1)
-    limit: int = option(0, "ask the first LIMIT studies only; 0 is all", at_least=0)
-    batch: int = option(8, "reports read together", at_least=1)
+    below: float = option(0.5, "a score below this denies its finding", above=0, at_most=1)
+    limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0)
+    batch: int = option(8, "reports per forward pass", at_least=1)
     seed: int = option(0, "seed of the swap", at_least=0)
-    device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cuda", "cpu"))
-    root: Path | None = option(None, "folder of the data set, if it is no longer where the run had it")
+    device: str = option("auto", DEVICE_HELP, choices=DEVICES)
+    root: Path | None = option(None, "folder of the data set, if it has moved since the run")
     json: bool = option(False, "print probes.json instead of the tables")
-    out: Path | None = option(None, "folder for probes.json; RUN/eval-SPLIT if not given")
+    out: Path | None = option(None, "folder for probes.json (default: RUN/eval-SPLIT)")
 
 
 def main(argv: list[str] | None = None) -> None:
-    options, _, _ = parse(ProbeOptions, __doc__, argv)
+    options, _ = parse(ProbeOptions, __doc__, argv, prog="python -m llamaxr.tools.probe")
     run = options.run or newest_run() or DEMO
     trained = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
     step, device = checkpoint.best(run), pick_device(options.device)
     trained = replace(trained, root=options.root or trained.root)
     out = options.out or evaluation_folder(run, options.split)
-    kept = options.reports or out / "reports.jsonl"
-    generated = read_reports(kept) if options.reports or kept.is_file() else None
+    reports_file = options.reports or out / "reports.jsonl"
+    generated = read_reports(reports_file) if options.reports or reports_file.is_file() else None
 
     vision, model = build(trained, device)  # LoRA and projector as they were before the first step
     model.eval()
     studies = load_studies(trained, warn)
-    with tqdm(desc="looking at images", unit=" images", leave=False) as bar:
-        seen = see_studies(trained, vision, studies, device, warn, bar.update)
-    train = [pair for pair in seen if pair[1].split == "train"]
-    asked = [pair for pair in seen if pair[1].split == options.split][: options.limit or None]
-    if len(asked) < 2 or not train:
+    with tqdm(desc="features", unit=" images", leave=False) as bar:
+        pairs = load_features(trained, vision, studies, device, warn, bar.update)
+    train = [pair for pair in pairs if pair[1].split == "train"]
+    evaluated = [pair for pair in pairs if pair[1].split == options.split][: options.limit or None]
+    if len(evaluated) < 2 or not train:
         raise UserError(
-            f"{len(asked)} {options.split} and {len(train)} train studies are too few; raise --limit"
+            f"{len(evaluated)} {options.split} and {len(train)} train studies are too few; raise --limit"
         )
     model.projector.standardise(f.grids for f, _ in train[: trained.limit or None])  # as train.py does
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
-                "studies": len(asked), "seed": options.seed}  # fmt: skip
-    labelled = labelled_columns(vision)
-    results = {"settings": settings, "features": probe_features(train, asked, labelled)}
-    results["perplexity"] = probe_adaptation(model, step, asked, options)
-    if not labelled:
+                "studies": len(evaluated), "seed": options.seed}  # fmt: skip
+    columns = labelled_columns(vision)
+    results = {"settings": settings, "features": probe_features(train, evaluated, columns)}
+    texts = [with_outline(s.report) if trained.outline else s.report for _, s in evaluated]
+    results["perplexity"] = probe_fine_tuning(model, step, [f for f, _ in evaluated], texts, options)
+    if not columns:
         warn("this vision network has no scores, so no report can contradict them")
     elif generated is None:
-        warn(f"no {kept}, so no reports to hold against the scores: run eval.py first")
+        warn(f"{reports_file} does not exist, so no reports are compared with the scores; run eval.py first")
     else:
-        results["denied"] = probe_denials(asked, generated, kept, labelled, options)
+        results["denied"] = probe_denials(evaluated, generated, reports_file, columns, options)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "probes.json", results)
     print(json.dumps(results) if options.json else as_text(results))
@@ -109,90 +111,93 @@ def main(argv: list[str] | None = None) -> None:
 # 1. Features against annotations
 
 
-def probe_features(train: Sequence[Seen], asked: Sequence[Seen], labelled: dict[str, list[int]]) -> dict:
-    """Each class that LEAST train studies have, and lack: studies with it, the linear probe's AUROC, and that
-    of the network's own score where it has one."""
-    kind, (known, held_out) = annotations([train, asked])
-    names = [n for n in CLASSES if LEAST <= sum(n in f for _, f in known) <= len(known) - LEAST]
-    present, truth = (np.array([[n in f for n in names] for _, f in part]) for part in (known, held_out))
-    features, questions = (
-        np.stack([summary(f) for f, _ in part]).astype(float) for part in (known, held_out)
+def probe_features(train: Sequence[Pair], evaluated: Sequence[Pair], columns: dict[str, list[int]]) -> dict:
+    """For each class that at least MIN_EXAMPLES train studies have, and lack: the number of studies with it,
+    the linear probe's AUROC, and the AUROC of the network's own score where it has one."""
+    source, (fitted, held_out) = annotations([train, evaluated])
+    n_with = {name: sum(name in findings for _, findings in fitted) for name in CLASSES}
+    names = [name for name, n in n_with.items() if MIN_EXAMPLES <= n <= len(fitted) - MIN_EXAMPLES]
+    labels, truth = (np.array([[n in f for n in names] for _, f in part]) for part in (fitted, held_out))
+    x, x_held_out = (
+        np.stack([pooled_features(f) for f, _ in part]).astype(float) for part in (fitted, held_out)
     )
-    answers = probes.linear_probe(features, present.astype(float), questions)
-    own, rows = study_scores([f for f, _ in held_out]), {}
+    predicted = probes.linear_probe(x, labels.astype(float), x_held_out)
+    scores, rows = study_scores([f for f, _ in held_out]), {}
     for j, name in enumerate(names):
         if 0 < truth[:, j].sum() < len(truth):
-            rows[name] = {"train": int(present[:, j].sum()), "asked": int(truth[:, j].sum()),
-                          "probe": probes.auroc_interval(answers[:, j], truth[:, j])}  # fmt: skip
-            if name in labelled:
-                score = own[:, labelled[name]].max(1)
+            rows[name] = {"train": n_with[name], "evaluated": int(truth[:, j].sum()),
+                          "probe": probes.auroc_interval(predicted[:, j], truth[:, j])}  # fmt: skip
+            if name in columns:
+                score = scores[:, columns[name]].max(1)
                 rows[name]["score"] = probes.auroc_interval(score, truth[:, j])
-    return {"annotations": kind, "train": len(known), "asked": len(held_out), "classes": rows}
+    return {"annotations": source, "train": len(fitted), "evaluated": len(held_out), "classes": rows}
 
 
-def annotations(parts: list[Sequence[Seen]]) -> tuple[str, list[list[tuple[StudyFeatures, frozenset[str]]]]]:
-    """Where the findings come from, and the studies of which they are known, with them; NO_FINDING is one."""
+def annotations(parts: list[Sequence[Pair]]) -> tuple[str, list[list[tuple[StudyFeatures, frozenset[str]]]]]:
+    """The source of the findings, and for each part the studies whose findings are known, with them. A study
+    without findings has NO_FINDING."""
     studies = [study for part in parts for _, study in part]
     if any(s.findings is not None for s in studies):
-        kind, of = "what was drawn", lambda s: s.findings
+        source, findings_of = "what was drawn", lambda s: s.findings
     elif any(s.terms is not None for s in studies):
-        kind = "index terms (MeSH)"
-        of = lambda s: mesh.mesh_findings(s.terms) if mesh.is_indexed(s.terms or ()) else None
+        source = "index terms (MeSH)"
+        findings_of = lambda s: mesh.mesh_findings(s.terms) if mesh.is_indexed(s.terms or ()) else None
     else:
-        kind, of = "what the reports assert", lambda s: find(s.report)
-    found = [[(f, of(study)) for f, study in part] for part in parts]
+        source, findings_of = "what the reports assert", lambda s: find(s.report)
+    found = [[(f, findings_of(study)) for f, study in part] for part in parts]
     nothing = frozenset({NO_FINDING})
-    return kind, [[(f, names or nothing) for f, names in part if names is not None] for part in found]
+    return source, [[(f, names or nothing) for f, names in part if names is not None] for part in found]
 
 
 # 2. What fine-tuning taught
 
 
-def probe_adaptation(model: LlamaXR, step: Path, asked: Sequence[Seen], options: ProbeOptions) -> dict:
-    """Perplexity of the true reports by four readers. Before fine-tuning there are two: the base, with the
-    instruction and no word of images; and the run's start, whose fresh projector puts noise into the prompt.
-    Afterwards two more: the fine-tuned model with each study's images, and with another study's. Where the
-    run writes an outline, it is part of each text, for all readers: given, it would tell the findings."""
-    own = [f for f, _ in asked]
-    texts = [with_outline(study.report) if model.outline else study.report for _, study in asked]
+def probe_fine_tuning(
+    model: LlamaXR, step: Path, studies: Sequence[StudyFeatures], texts: list[str], options: ProbeOptions
+) -> dict:
+    """Perplexity of the true reports by four readers. Before fine-tuning: the base, prompted without images,
+    and the start of the run, whose fresh projector adds noise to the prompt. Afterwards: the fine-tuned model
+    with each study's own images, and with another study's. `model` holds the checkpoint `step` afterwards.
+
+    texts hold the outline where the run writes one. It is scored, not given: it would reveal the findings."""
     pieces = [[model.tokenizer.bytes_of(t) for t in model.tokenizer.encode(text)] for text in texts]
-    named = [np.r_[probes.names_a_finding(p), False] for p in pieces]  # the end names nothing
-    others = [own[i] for i in baselines.derangement(len(own), options.seed)]
-    nothing = StudyFeatures([], own[0].grids[:0], own[0].scores[:0])
-    parts = model.projector, model.llama, model.tokenizer
-    wordless, seeing = LlamaXR(*parts, "tokens"), LlamaXR(*parts, model.bridge)  # scores are words, too
+    named = [np.r_[probes.names_a_finding(p), False] for p in pieces]  # EOS names nothing
+    swapped = [studies[i] for i in baselines.derangement(len(studies), options.seed)]
+    no_views = StudyFeatures([], studies[0].grids[:0], studies[0].scores[:0])
+    # With the bridge `scores` a study without views would still leave the names of the scores in the prompt.
+    without_images = LlamaXR(model.projector, model.llama, model.tokenizer, "tokens")
 
-    with tqdm(total=4 * len(asked), desc="reading reports", unit=" reports", leave=False) as bar:
+    with tqdm(total=4 * len(texts), desc="perplexity", unit=" reports", leave=False) as bar:
 
-        def read(reader: LlamaXR, images: list[StudyFeatures]) -> dict[str, list[float]]:
+        def read(reader: LlamaXR, images: Sequence[StudyFeatures]) -> dict[str, list[float]]:
             return probes.perplexity(token_losses(reader, images, texts, options.batch, bar.update), named)
 
-        table = {BASE: read(wordless, [nothing] * len(own)), START: read(seeing, own)}
+        readers = {BASE: read(without_images, [no_views] * len(texts)), START: read(model, studies)}
         checkpoint.load(step, model)
-        table |= {TUNED: read(seeing, own), SWAPPED: read(seeing, others)}
+        readers |= {TUNED: read(model, studies), SWAPPED: read(model, swapped)}
     n_named, n = (sum(f(x) for x in named) for f in (np.sum, len))
-    return {"tokens": int(n), "naming_findings": int(n_named), "readers": table}
+    return {"tokens": int(n), "naming_findings": int(n_named), "readers": readers}
 
 
 @torch.inference_mode()
 def token_losses(
     model: LlamaXR,
-    images: list[StudyFeatures],
-    reports: list[str],
-    batch: int,
+    studies: Sequence[StudyFeatures],
+    texts: list[str],
+    batch_size: int,
     progress: Callable[[int], None],
 ) -> list[np.ndarray]:
-    """The loss in nats of each token of each report, its end included."""
+    """The loss in nats of each token of each text, EOS included."""
     losses, device = [], model.projector.place.device
-    for at in range(0, len(reports), batch):
-        texts = reports[at : at + batch]
-        read = model.collate(images[at : at + batch], texts).to(device)
-        hidden = model.llama.hidden(model.embed(read), packing=read.packing, asked=read.answers)
-        hidden, targets = hidden[0], read.targets[0, read.answers]  # (n_targets, dim), (n_targets,)
-        each = F.cross_entropy(model.llama.logits(hidden).float(), targets, reduction="none")
-        lengths = [len(model.tokenizer.encode(text)) + 1 for text in texts]
-        losses += [part.double().numpy() for part in each.cpu().split(lengths)]
-        progress(len(texts))
+    for start in range(0, len(texts), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = model.collate(studies[rows], texts[rows]).to(device)
+        hidden = model.llama.hidden(model.embed(batch))  # (batch, time, dim)
+        scored = batch.targets != IGNORE  # (batch, time)
+        logits = model.llama.logits(hidden[scored]).float()  # (n_targets, vocab)
+        flat = F.cross_entropy(logits, batch.targets[scored], reduction="none").cpu()  # (n_targets,)
+        losses += [part.double().numpy() for part in flat.split(scored.sum(1).tolist())]
+        progress(len(texts[rows]))
     return losses
 
 
@@ -200,46 +205,53 @@ def token_losses(
 
 
 def labelled_columns(vision) -> dict[str, list[int]]:
-    """For each finding that the network's scores know, the pathologies that stand for it. What it was never
-    trained on scores 0.5 whatever the image, and counts as not known."""
+    """Finding -> the columns of its pathologies among the network's scores. Left out are pathologies that the
+    network never had labels for: their score is always 0.5."""
     if not vision.has_scores:
         return {}
-    never = torch.zeros(len(PATHOLOGIES)) if vision.op_threshs is None else vision.op_threshs.cpu()
+    points = torch.zeros(len(PATHOLOGIES)) if vision.op_threshs is None else vision.op_threshs.cpu()
     columns = {
-        name: [j for j in map(PATHOLOGIES.index, PATHOLOGIES_OF[name]) if not never[j].isnan()]
+        name: [j for j in map(PATHOLOGIES.index, PATHOLOGIES_OF[name]) if not points[j].isnan()]
         for name in FINDINGS
         if name in PATHOLOGIES_OF
     }
-    return {name: known for name, known in columns.items() if known}
+    return {name: labelled for name, labelled in columns.items() if labelled}
 
 
-def study_scores(features: Sequence[StudyFeatures]) -> np.ndarray:
-    """(n, 18): of each pathology the highest score among a study's views: one view that sees it is enough."""
-    return np.stack([f.scores.amax(dim=0).numpy() for f in features])
+def study_scores(studies: Sequence[StudyFeatures]) -> np.ndarray:
+    """(n, 18): each pathology's highest score among a study's views: one view that shows it is enough."""
+    return np.stack([f.scores.amax(dim=0).numpy() for f in studies])
 
 
 def probe_denials(
-    asked: Sequence[Seen], generated: dict[str, str], kept: Path, labelled: dict, options: ProbeOptions
+    evaluated: Sequence[Pair],
+    generated: dict[str, str],
+    reports_file: Path,
+    columns: dict[str, list[int]],
+    options: ProbeOptions,
 ) -> dict:
-    lost = [study.id for _, study in asked if study.id not in generated]
-    if lost:
-        raise UserError(f"{kept} lacks {len(lost)} studies, the first {lost[0]}: run eval.py on all of them")
-    written = [generated[study.id] for _, study in asked]
-    swapped = [written[i] for i in baselines.derangement(len(written), options.seed)]
-    scores = study_scores([f for f, _ in asked])
-    told = {"generated": written, "true": [study.report for _, study in asked], "swapped": swapped}
-    by = {who: probes.denials([find(t) for t in texts], scores, labelled, options.below)
-          for who, texts in told.items()}  # fmt: skip
-    return {"below": options.below, "reports": by}
+    """How often each group of reports asserts what the scores deny (probes.denials)."""
+    missing = [study.id for _, study in evaluated if study.id not in generated]
+    if missing:
+        raise UserError(
+            f"{reports_file} lacks {len(missing)} studies, the first {missing[0]}: run eval.py on all of them"
+        )
+    own = [generated[study.id] for _, study in evaluated]
+    swapped = [own[i] for i in baselines.derangement(len(own), options.seed)]
+    reports = {"generated": own, "true": [study.report for _, study in evaluated], "swapped": swapped}
+    scores = study_scores([f for f, _ in evaluated])
+    rows = {group: probes.denials([find(t) for t in texts], scores, columns, options.below)
+            for group, texts in reports.items()}  # fmt: skip
+    return {"below": options.below, "reports": rows}
 
 
 def read_reports(path: Path) -> dict[str, str]:
-    """Study -> its written report, of a JSONL file like eval.py's reports.jsonl."""
+    """Study id -> its generated report, from a JSONL file like eval.py's reports.jsonl."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {row["id"]: row["generated"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no JSONL of id and generated ({error!r}); mend or remove it") from None
+        raise UserError(f"{path} is no JSONL of id and generated ({error!r}); fix or remove it") from None
 
 
 # The tables for a terminal
@@ -251,12 +263,12 @@ def as_text(results: dict) -> str:
 
 def _lines(results: dict) -> Iterator[str]:
     yield ", ".join(f"{name} {value}" for name, value in results["settings"].items())
-    part = results["features"]
-    yield f"\n1. AUROC of {part['annotations']}: {part['train']} train, {part['asked']} asked studies"
-    yield f"{'':28s}{'train':>7s}{'asked':>7s}{'linear probe':>23s}{'own score':>23s}"
+    part, split = results["features"], results["settings"]["split"]
+    yield f"\n1. AUROC of {part['annotations']}: {part['train']} train, {part['evaluated']} {split} studies"
+    yield f"{'':28s}{'train':>7s}{split:>7s}{'linear probe':>23s}{'own score':>23s}"
     for name, row in part["classes"].items():
         score = _cell(row["score"]) if "score" in row else "-"
-        yield f"{name:28s}{row['train']:7d}{row['asked']:7d}{_cell(row['probe']):>23s}{score:>23s}"
+        yield f"{name:28s}{row['train']:7d}{row['evaluated']:7d}{_cell(row['probe']):>23s}{score:>23s}"
     part = results["perplexity"]
     shares = f"{part['naming_findings']} of {part['tokens']} tokens name findings"
     yield f"\n2. Perplexity of the true reports, {shares}"
@@ -266,10 +278,10 @@ def _lines(results: dict) -> Iterator[str]:
     if "denied" not in results:
         return
     part = results["denied"]
-    yield f"\n3. Asserted though the scores deny it (each below {part['below']}), of what is asserted"
-    yield f"{'':28s}" + "".join(f"{who:>31s}" for who in part["reports"])
+    yield f"\n3. Findings asserted although their scores are below {part['below']}, of all asserted"
+    yield f"{'':28s}" + "".join(f"{group:>31s}" for group in part["reports"])
     for name in part["reports"]["generated"]:
-        rows = [by[name] for by in part["reports"].values()]
+        rows = [by_finding[name] for by_finding in part["reports"].values()]
         cells = [f"{r['denied']}/{r['asserted']} {_cell(r['share']) if r['asserted'] else ''}" for r in rows]
         yield f"{name:28s}" + "".join(f"{cell:>31s}" for cell in cells)
 

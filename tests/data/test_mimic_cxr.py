@@ -1,4 +1,4 @@
-"""MIMIC-CXR's layout, on a made-up miniature of it."""
+"""MIMIC-CXR's layout, on a small made-up copy."""
 
 import gzip
 
@@ -53,8 +53,8 @@ def write(root, visits):
 
 
 def test_the_official_split_views_and_findings_make_the_studies(root):
-    told = []
-    studies = load_studies(root, told.append)
+    warnings = []
+    studies = load_studies(root, warnings.append)
     assert [(s.id, s.split) for s in studies] == [
         ("s50000001", "test"),
         ("s50414267", "train"),
@@ -64,7 +64,8 @@ def test_the_official_split_views_and_findings_make_the_studies(root):
     assert [(s.frontal and s.frontal.stem, s.lateral and s.lateral.stem) for s in studies] == [
         ("cc-1", None), ("bb-1", "bb-2"), ("aa-3", "aa-1"),
     ]  # fmt: skip
-    assert len(told) == 1 and "of 5 studies 1 have no text" in told[0] and "1 no frontal" in told[0]
+    assert len(warnings) == 1
+    assert "of 5 studies, 1 have no text" in warnings[0] and "1 have no frontal" in warnings[0]
 
 
 def test_other_sections_and_redactions(root):
@@ -74,7 +75,7 @@ def test_other_sections_and_redactions(root):
     assert studies[-1].report == "The heart is big: larger than before. device. Big heart."
 
 
-def test_reports_may_lie_in_the_folder_that_their_archive_makes(root):
+def test_reports_may_be_in_the_folder_that_their_archive_makes(root):
     for path in list(root.glob("files/*/*/*.txt")):
         to = root / "mimic-cxr-reports" / path.relative_to(root)
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +102,12 @@ def test_a_section_ends_at_the_next_header_in_capitals(text, sections):
 def test_a_missing_report_or_image_is_refused_or_counted(root):
     (root / "files/p10/p10000032/s50000001.txt").unlink()
     (root / "files/p10/p10000032/s50414267/bb-2.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"reports: 1 \(first files/p10/p10000032/s50000001.txt\); missing images: 1"
-    ):
+    faults = r"reports: 1 \(first files/p10/p10000032/s50000001.txt\); missing images: 1"
+    with pytest.raises(UserError, match=faults):
         load_studies(root, lambda _: None)
-    told = []
-    assert [len(s.views) for s in load_studies(root, told.append, on_missing="skip")] == [1, 2] and len(
-        told
-    ) == 2
+    warnings = []
+    studies = load_studies(root, warnings.append, on_missing="skip")
+    assert [len(s.views) for s in studies] == [1, 2] and len(warnings) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""A report's text: its sections, and what stood in for redacted words."""
+"""The text of a report: its sections, and the placeholders of redacted words."""
 
 import pytest
 
-from llamaxr.data.report import compose, without_redactions
+from llamaxr.data.report import compose_report, remove_placeholders
 
 REPORT = {"findings": " The  heart\nis big. ", "impression": "XXXX failure."}
 
@@ -15,12 +15,15 @@ REPORT = {"findings": " The  heart\nis big. ", "impression": "XXXX failure."}
         ("both", "The heart is big. XXXX failure."),
     ],
 )
-def test_the_sections_asked_for_are_one_paragraph(which, text):
-    assert compose(REPORT, which) == text
+def test_the_chosen_sections_are_one_paragraph(which, text):
+    assert compose_report(REPORT, which) == text
 
 
-def test_a_section_that_is_not_there_is_no_text():
-    assert compose({}, "both") == "" and compose({"findings": None, "impression": "A."}, "both") == "A."
+def test_an_absent_section_is_empty():
+    assert (
+        compose_report({}, "both") == ""
+        and compose_report({"findings": None, "impression": "A."}, "both") == "A."
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,6 @@ def test_a_section_that_is_not_there_is_no_text():
         ("XXXX XXXX.", ""),
     ],
 )
-def test_dropping_placeholders_leaves_no_stray_marks(before, after):
-    assert without_redactions(before) == after
-    assert compose({"findings": before}, "findings") == before
+def test_removing_placeholders_leaves_no_loose_punctuation(before, after):
+    assert remove_placeholders(before) == after
+    assert compose_report({"findings": before}, "findings") == before

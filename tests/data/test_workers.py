@@ -7,29 +7,29 @@ import time
 
 import pytest
 
-from llamaxr.data.workers import pool
+from llamaxr.data.workers import process_pool
 
 
 def test_results_come_in_order():
-    with pool(3) as processes:
-        assert list(processes.map(abs, [-3, 2, -1])) == [3, 2, 1]
+    with process_pool(3) as pool:
+        assert list(pool.map(abs, [-3, 2, -1])) == [3, 2, 1]
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_leaves_no_worker(told):
+@pytest.mark.parametrize("killer", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_leaves_no_worker(killer):
     code = """if True:
         import time
-        from llamaxr.data.workers import pool
-        with pool(3) as processes:
+        from llamaxr.data.workers import process_pool
+        with process_pool(3) as pool:
             for _ in range(3):
-                processes.submit(time.sleep, 0.2)
-            print(*processes._processes, flush=True)
+                pool.submit(time.sleep, 0.2)
+            print(*pool._processes, flush=True)
             time.sleep(60)
     """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 3 and all(alive(pid) for pid in workers)
-    parent.send_signal(told)
+    parent.send_signal(killer)
     parent.wait()
     until = time.monotonic() + 20
     while any(alive(pid) for pid in workers) and time.monotonic() < until:
@@ -38,7 +38,7 @@ def test_a_killed_process_leaves_no_worker(told):
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; a zombie, which nobody waits for here, does not."""
+    """Whether the process runs. A zombie, which nobody here waits for, does not."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,85 +1,169 @@
-"""Each function by hand against its plain form under autograd: values and gradients, in fp32 and in bf16."""
+"""fast.for_training against the plain model: losses, gradients, and what the packed row holds."""
+
+import shutil
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from llamaxr.fast import training as by_hand
-
-# bf16 keeps 8 bits, and the plain form rounds between its steps
-CLOSE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 0.06, "rtol": 0.03}}
-
-
-def random(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from llamaxr import fast
+from llamaxr.fast.packing import Packing, shared_length
+from llamaxr.fast.training import FASTER
+from llamaxr.llama import Llama, LlamaConfig
+from llamaxr.lora import add_lora
+from llamaxr.prompt import IGNORE, SLOT, Example
+from tests.test_model import REPORTS, assemble, study
 
 
-def agree(fast, plain, *inputs):
-    """Both functions of the same inputs: their values, and the gradients of all inputs that want one."""
-    outputs, grads = [], []
-    for function in (fast, plain):
-        y = function(*inputs)
-        wanted = [x for x in inputs if x.requires_grad]
-        grads.append(torch.autograd.grad(y, wanted, random(*y.shape, dtype=y.dtype, seed=9)))
-        outputs.append(y)
-    assert outputs[0].dtype == outputs[1].dtype
-    assert torch.allclose(*outputs, **CLOSE[outputs[0].dtype])
-    for ours, theirs in zip(*grads, strict=True):
-        assert ours.dtype == theirs.dtype and torch.allclose(ours, theirs, **CLOSE[ours.dtype])
+def trainable(model):
+    return [p for p in model.parameters() if p.requires_grad]
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
-def test_rms_norm_is_its_formula_for_the_weight_too(dtype):
-    def plain(x, weight):
-        wide = x.float()
-        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-2)).to(x.dtype)
-
-    x, weight = random(2, 3, 32, dtype=dtype), random(32, dtype=dtype, seed=1)
-    agree(lambda x, w: by_hand.rms_norm(x, w, 1e-2), plain, x.requires_grad_(), weight.requires_grad_())
+def randomise_lora(llama, std):
+    random = torch.Generator().manual_seed(1)
+    for p in trainable(llama):
+        torch.nn.init.normal_(p, std=std, generator=random)
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
-def test_rotate_is_the_complex_product(dtype):
-    angles = random(1, 1, 5, 4, seed=1)
-
-    def plain(x):
-        a, b = x.float().chunk(2, dim=-1)
-        turned = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
-        return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
-
-    x = random(2, 5, 3, 8, dtype=dtype).requires_grad_()  # heads as attention lays them: position by position
-    agree(lambda x: by_hand.rotate(x.transpose(1, 2), angles.cos(), angles.sin()),
-          lambda x: plain(x.transpose(1, 2)), x)  # fmt: skip
+@pytest.fixture()
+def model(base):
+    model = assemble(base)
+    randomise_lora(model.llama, 0.1)
+    fast.for_training(model)
+    return model
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
-def test_swiglu_is_silu_times_up(dtype):
-    gate, up = (random(3, 7, dtype=dtype, seed=i).requires_grad_() for i in (0, 1))
-    agree(by_hand.swiglu, lambda gate, up: F.silu(gate) * up, gate, up)
+@pytest.mark.parametrize("bridge", ["tokens", "scores", "both"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_loss_and_gradients_are_the_plain_models(base, bridge, recompute):
+    studies, reports = [study(1), study(2, views=(0,)), study(3)], [*REPORTS, "Clear."]
+    losses, grads = [], []
+    for attach in (lambda model: None, fast.for_training):
+        model = assemble(base, bridge)
+        model.projector.requires_grad_(bridge != "scores")
+        randomise_lora(model.llama, 0.1)
+        attach(model)
+        if recompute:
+            fast.recompute_blocks(model.llama)
+        batch = model.collate(studies, reports)
+        loss, n = model.loss(batch)
+        assert n == (batch.targets != IGNORE).sum()
+        losses.append(loss)
+        grads.append(torch.autograd.grad(loss, trainable(model)))
+    assert torch.allclose(*losses, rtol=1e-5)
+    for a, b in zip(*grads, strict=True):  # the same sums in another order
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * b.abs().max())
 
 
-def test_swiglu_keeps_its_two_inputs_and_nothing_else():
-    gate, up = (random(3, 7, seed=i).requires_grad_() for i in (0, 1))
-    kept = by_hand.swiglu(gate, up).grad_fn.saved_tensors
-    assert [t.data_ptr() for t in kept] == [gate.data_ptr(), up.data_ptr()]
+def test_parameters_keep_their_names_and_identity(base):
+    model = assemble(base)
+    before = dict(model.named_parameters())
+    fast.for_training(model)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
 
 
-@pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("chunk", [4, 11, 100])
-def test_cross_entropy_in_chunks_is_that_of_all_logits_at_once(monkeypatch, chunk, dtype):
-    monkeypatch.setattr(by_hand, "CHUNK", chunk)
-    weight, targets = random(20, 8, seed=1).to(dtype), torch.arange(11)
-    agree(
-        lambda h: by_hand.cross_entropy(h, targets, lambda x: x @ weight.T, lambda g: g @ weight),
-        lambda h: F.cross_entropy((h @ weight.T).float(), targets, reduction="sum"),
-        random(11, 8, dtype=dtype).requires_grad_(),
+def test_the_packed_row_holds_the_shared_prefix_once(model):
+    studies = [study(1), study(2)]
+    batch = model.collate(studies, REPORTS)
+    rows = [model.collate([s], [r]).ids[0].tolist() for s, r in zip(studies, REPORTS, strict=True)]
+    shared = batch.packing.sizes[0]
+    assert shared > 20 and rows[0][:shared] == rows[1][:shared] and rows[0][shared] == SLOT
+    assert batch.ids[0].tolist() == rows[0] + rows[1][shared:]
+    assert batch.packing.positions.tolist() == [*range(len(rows[0])), *range(shared, len(rows[1]))]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [[1, 2, 3], [1, 2, 3]],
+        [[1, 2, 3], [1, 2, 4, 5]],
+        [[1, 2, SLOT, 7], [1, 2, SLOT, 7]],
+        [[1, 2, SLOT, 7]],
+    ],
+)
+def test_the_shared_prefix_ends_before_an_image_and_leaves_each_row_a_position(prompts):
+    rows = [Example([*p, 9], [IGNORE] * (len(p) - 1) + [9, IGNORE]) for p in prompts]
+    assert shared_length(rows) == 2
+
+
+def test_prompts_to_generate_from_are_not_packed(model):
+    batch = model.collate([study(1), study(2, views=(0,))])
+    assert batch.ids.shape[0] == 2 and batch.padding.tolist()[0] == 0 and batch.padding[1] > 0
+
+
+def test_recomputing_changes_no_gradient_of_the_plain_blocks():
+    config = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
+    torch.manual_seed(0)
+    model, grads = Llama(config), []
+    for recompute in (False, True):
+        if recompute:
+            fast.recompute_blocks(model)
+        x = model.embed(torch.arange(12)[None]).detach().requires_grad_()
+        model.hidden(x).square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize(("lengths", "shared"), [([6, 4, 9], 3), ([5, 8], 0), ([7], 6), ([70, 300], 41)])
+def test_attention_row_by_row_is_the_fused_kernels_its_gradients_too(lengths, shared, monkeypatch):
+    packing, random = Packing.of(lengths, shared), torch.Generator().manual_seed(0)
+    n = len(packing.positions)
+    q, k, v = (torch.randn(1, heads, n, 16, generator=random, requires_grad=True) for heads in (6, 2, 2))
+    grad, results, calls = torch.randn(1, 6, n, 16, generator=random), [], []
+    row_by_row = Packing.attend_row_by_row
+    monkeypatch.setattr(Packing, "attend_row_by_row", lambda *args: calls.append(1) or row_by_row(*args))
+    for short in (max(lengths), max(lengths) - 1):
+        monkeypatch.setattr("llamaxr.fast.packing.SHORT", short)
+        y = packing.attend(q, k, v)
+        results.append((y, *torch.autograd.grad(y, (q, k, v), grad)))
+    assert len(calls) == 1
+    for by_row, fused in zip(*results, strict=True):
+        assert by_row.shape == fused.shape and torch.allclose(by_row, fused, atol=2e-5)
+
+
+def test_answers_alone_are_what_they_are_among_all_places():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
+    model, packing, answers = Llama(config), Packing.of([6, 4], 3), torch.tensor([1, 4, 6])
+    for module in model.modules():
+        module.__class__ = FASTER.get(type(module), type(module))
+    x = model.embed(torch.randint(0, 50, (1, 7))).detach().requires_grad_()
+    every, some = (
+        model.packed_hidden(x, packing, torch.arange(7))[answers],
+        model.packed_hidden(x, packing, answers),
     )
+    assert torch.allclose(some, every, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), x) for y in (every, some)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_without_a_gradient_to_come_cross_entropy_computes_none():
-    def never(grad):
-        raise AssertionError("a gradient was computed")
-
-    hidden, weight = random(3, 8), random(20, 8, seed=1)
-    loss = by_hand.cross_entropy(hidden, torch.arange(3), lambda x: x @ weight.T, never)
-    assert torch.allclose(loss, F.cross_entropy(hidden @ weight.T, torch.arange(3), reduction="sum"))
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_blocks_give_the_same_loss_and_gradients_whatever_the_length():
+    torch.compiler.reset()
+    config = LlamaConfig(vocab_size=50, dim=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=96)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(Llama(config))
+        add_lora(models[-1], 4, 4.0)
+        randomise_lora(models[-1], 0.02)
+        for module in models[-1].modules():
+            module.__class__ = FASTER.get(type(module), type(module))
+    fast.compile_blocks(models[1])
+    for lengths in ([30, 41, 35], [52, 33, 37], [40, 31]):
+        packing, losses, grads = Packing.of(lengths, shared=10), [], []
+        n = len(packing.positions)
+        x = 0.1 * torch.randn(1, n, 64, generator=torch.Generator().manual_seed(1))
+        for llama in models:
+            llama.zero_grad()
+            hidden = llama.packed_hidden(x.clone().requires_grad_(), packing, torch.arange(n))  # (n, 64)
+            loss = hidden[:, :16].square().mean()  # not of all: the norm makes that a constant
+            loss.backward()
+            losses.append(loss.item())
+            grads.append(torch.cat([p.grad.flatten() for p in trainable(llama)]))
+        # fp32 through the same operations, which the compiler may fuse and add up in another order
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert torch.allclose(grads[1], grads[0], atol=1e-5 * grads[0].abs().max().item())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

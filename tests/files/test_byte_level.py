@@ -1,4 +1,4 @@
-"""What of a tokenizer.json is honoured and what is refused by name; peers/ compares the ids."""
+"""Which rules of a tokenizer.json are supported and which are refused by name; peers/ compares the ids."""
 
 import json
 import shutil
@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from llamaxr.files.byte_level import joined_otherwise
 from llamaxr.errors import UserError
+from llamaxr.files.byte_level import first_mismatch
 from llamaxr.tokenizer import load_tokenizer
 
 
@@ -65,7 +65,7 @@ def edit_model(folder, **values):
     ([["b", "c"], ["a", "b"], ["ab", "c"]], False),  # the list makes a, bc; tiktoken abc
     ([["ab", "c"], ["a", "b"]], False),  # abc comes before its half
 ])  # fmt: skip
-def test_merges_that_tiktoken_would_join_otherwise_are_refused(folder, merges, agrees):
+def test_merges_that_tiktoken_would_merge_otherwise_are_refused(folder, merges, agrees):
     letters = [text for text in json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
                if len(text) == 1]  # fmt: skip
     vocab = {text: i + 3 for i, text in enumerate([*letters, *map("".join, merges)])}
@@ -77,23 +77,23 @@ def test_merges_that_tiktoken_would_join_otherwise_are_refused(folder, merges, a
             load_tokenizer(folder)
 
 
-def plainly(ranks, halves, whole_words):
-    """byte_level.joined_otherwise by joining each piece from its bytes."""
+def first_mismatch_by_merging(ranks, halves, ignore_merges):
+    """The same, by merging each piece from its bytes."""
     for piece, rank in ranks.items():
         parts = [piece[i : i + 1] for i in range(len(piece))]
-        while joins := [r for a, b in pairwise(parts) if (r := ranks.get(a + b, rank)) < rank]:
-            i = next(i for i, (a, b) in enumerate(pairwise(parts)) if ranks.get(a + b) == min(joins))
+        while merges_here := [r for a, b in pairwise(parts) if (r := ranks.get(a + b, rank)) < rank]:
+            i = next(i for i, (a, b) in enumerate(pairwise(parts)) if ranks.get(a + b) == min(merges_here))
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) > 2 and whole_words or len(parts) == 1:
+        if len(parts) > 2 and ignore_merges or len(parts) == 1:
             continue
         if len(parts) > 2 or tuple(parts) not in halves.get(piece, []):
             return piece
     return None
 
 
-def test_what_is_joined_otherwise_is_found_as_by_joining_from_bytes():
-    random, seen = Random(0), Counter()
-    for _ in range(3000):
+def test_the_first_mismatch_is_found_as_by_merging_from_bytes():
+    random, cases = Random(0), Counter()
+    for _ in range(1500):
         ranks, halves = {b"a": 0, b"b": 1}, {}
         for _ in range(random.randint(1, 9)):
             pair = tuple(random.choices(list(ranks), k=2))
@@ -103,14 +103,14 @@ def test_what_is_joined_otherwise_is_found_as_by_joining_from_bytes():
                 if random.random() < 0.3:  # as Llama 3 lists them
                     cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
                     halves[piece] = [cut for cut in cuts if set(cut) <= ranks.keys()]
-        for whole_words in (False, True):
-            expected = plainly(ranks, halves, whole_words)
-            assert joined_otherwise(ranks, halves, whole_words) == expected, (ranks, halves)
-            seen[whole_words, expected is None] += 1
-    assert min(seen.values()) > 300 and len(seen) == 4
+        for ignore_merges in (False, True):
+            expected = first_mismatch_by_merging(ranks, halves, ignore_merges)
+            assert first_mismatch(ranks, halves, ignore_merges) == expected, (ranks, halves)
+            cases[ignore_merges, expected is None] += 1
+    assert min(cases.values()) > 150 and len(cases) == 4
 
 
-def test_a_word_without_merges_is_taken_whole_only_where_merges_are_ignored(folder):
+def test_a_word_without_merges_is_one_token_only_where_merges_are_ignored(folder):
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     edit_model(folder, vocab=model["vocab"] | {"qqzz": 440}, ignore_merges=True)
     assert load_tokenizer(folder).encode("qqzz") == [440]

@@ -1,4 +1,4 @@
-"""Bases by their hub id: out of huggingface_hub's cache, by download, or one line that says what to do."""
+"""Bases by hub id: from huggingface_hub's cache, by download, or one line that says what to do."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import constants, errors
 
 from llamaxr.errors import UserError
-from llamaxr.weights import find_base, load_llama
+from llamaxr.files.hub import find_base
+from llamaxr.weights import load_llama
 
 ID, COMMIT = "someone/Tiny-Llama.1", "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,17 +38,17 @@ def snapshot(base, cache):
 
 
 def answer(monkeypatch, network):
-    """Let downloads do what network does; the cache is looked up by huggingface_hub itself."""
-    real, asked = huggingface_hub.snapshot_download, []
+    """Replace downloads by `network`; huggingface_hub still looks up the cache. Gives the ids requested."""
+    real, requests = huggingface_hub.snapshot_download, []
 
     def snapshot_download(repo_id, local_files_only=False, **how):
         if local_files_only:
             return real(repo_id, local_files_only=True, **how)
-        asked.append(repo_id)
+        requests.append(repo_id)
         return network(repo_id, **how)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return asked
+    return requests
 
 
 def refusal(base_id=ID):
@@ -64,9 +65,9 @@ def http_error(kind, status):
 
 
 def test_what_is_in_the_cache_loads_without_a_network(snapshot, monkeypatch):
-    asked = answer(monkeypatch, lambda *_, **__: pytest.fail("a download of what is there"))
+    requests = answer(monkeypatch, lambda *_, **__: pytest.fail("a download of what is there"))
     model, _ = load_llama(ID)
-    assert find_base(ID) == snapshot and model.config.n_layers == 2 and not asked
+    assert find_base(ID) == snapshot and model.config.n_layers == 2 and not requests
 
 
 def test_a_folder_of_that_name_comes_before_the_hub(snapshot, tmp_path, monkeypatch):
@@ -76,7 +77,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(snapshot, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_snapshot_that_was_cut_off_is_completed_by_download(snapshot, base, monkeypatch, lost):
+def test_an_incomplete_snapshot_is_completed_by_download(snapshot, base, monkeypatch, lost):
     (snapshot / lost).resolve().unlink()  # the link is there, its blob is not
 
     def network(repo_id, allow_patterns, ignore_patterns):
@@ -84,8 +85,8 @@ def test_a_snapshot_that_was_cut_off_is_completed_by_download(snapshot, base, mo
         shutil.copy(base / lost, (snapshot / lost).parent / os.readlink(snapshot / lost))
         return str(snapshot)
 
-    asked = answer(monkeypatch, network)
-    assert find_base(ID) == snapshot and asked == [ID]
+    requests = answer(monkeypatch, network)
+    assert find_base(ID) == snapshot and requests == [ID]
 
 
 def test_a_shard_that_is_missing_makes_a_snapshot_incomplete(snapshot, monkeypatch):
@@ -95,12 +96,12 @@ def test_a_shard_that_is_missing_makes_a_snapshot_incomplete(snapshot, monkeypat
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_offline_a_snapshot_that_was_cut_off_is_told_with_its_remedy(snapshot, lost):
+def test_offline_an_incomplete_snapshot_is_reported_with_its_remedy(snapshot, lost):
     (snapshot / lost).resolve().unlink()
     assert f"hf download {ID}" in refusal()
 
 
-def test_offline_what_is_not_in_the_cache_is_told_with_its_remedy():
+def test_offline_a_base_outside_of_the_cache_is_reported_with_its_remedy():
     assert f"where there is a network, run: hf download {ID}" in refusal()
 
 
@@ -123,7 +124,7 @@ def test_without_a_network_the_line_names_the_command(monkeypatch, error):
     (errors.GatedRepoError, 403, f"accept its licence at https://huggingface.co/{ID}, then set HF_TOKEN"),
     (errors.RepositoryNotFoundError, 401, "or it is private: check the name, or set HF_TOKEN"),
 ])  # fmt: skip
-def test_a_gated_and_an_unknown_repository_are_told_with_their_remedy(monkeypatch, kind, status, named):
+def test_a_gated_and_an_unknown_repository_are_reported_with_their_remedy(monkeypatch, kind, status, named):
     def network(*_, **__):
         raise http_error(kind, status)
 
@@ -131,25 +132,25 @@ def test_a_gated_and_an_unknown_repository_are_told_with_their_remedy(monkeypatc
     assert named in refusal()
 
 
-def test_a_repository_of_pickles_alone_is_told_so(snapshot, monkeypatch):
+def test_a_repository_with_pickles_only_is_refused(snapshot, monkeypatch):
     (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
     answer(monkeypatch, lambda *_, **__: str(snapshot))
     assert "pickled weights (.bin, .pth) are not opened" in refusal()
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "a/b..c", "a/b.git", "a/b-", "x" * 100 + "/" + "y" * 100, "ä/b"])
-def test_what_the_hub_would_not_take_as_an_id_is_told(name):
+def test_an_id_that_the_hub_does_not_allow_is_refused(name):
     assert "no hub id either" in refusal(name)
 
 
 @pytest.mark.parametrize(
     "name", ["nowhere", "a/b/c", "../b", "/a", "a/../b", "a b/c", "https://x.y/a", "x" * 5000]
 )
-def test_what_is_neither_a_folder_nor_an_id_is_told(name):
+def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(name):
     assert "neither a folder nor a hub id" in refusal(name)
 
 
-def test_a_full_disk_stays_what_it_is(monkeypatch):
+def test_a_full_disk_stays_an_oserror(monkeypatch):
     """errors.one_line_errors has the line for it, which names the place."""
 
     def network(*_, **__):

@@ -1,4 +1,4 @@
-"""A base that is stored in NF4: read to the bit; refused, unread, where its parts lie about sizes."""
+"""A base stored in NF4: read to the bit, or refused before it is read where its parts state false sizes."""
 
 import json
 import os
@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llamaxr.errors import UserError
+from llamaxr.files.checkpoint_tensors import CheckpointTensors
+from llamaxr.files.nf4_stored import FACTS
 from llamaxr.lora import TARGETS
-from llamaxr.nf4 import FACTS, NF4Linear
-from llamaxr.weights import Stored, load_llama
+from llamaxr.nf4 import NF4Linear
+from llamaxr.weights import load_llama
 from tests.test_weights import header_of, write
 
 UP = "model.layers.1.mlp.up_proj.weight"  # (128, 64): 128 blocks of 64
@@ -47,14 +49,14 @@ def folder(quantised, tmp_path):
 
 def refusal(folder, monkeypatch):
     """The one line with which a folder is refused; no tensor of more than 4 KiB may be read before."""
-    read = Stored.read
+    read = CheckpointTensors.read
 
     def read_small(self, name):
         header = self.header(name)
         assert torch.Size(header[0]).numel() * (4 if header[1] == "F32" else 1) <= 4096, f"{name} was read"
         return read(self, name)
 
-    monkeypatch.setattr(Stored, "read", read_small)
+    monkeypatch.setattr(CheckpointTensors, "read", read_small)
     with pytest.raises(UserError) as caught:
         load_llama(folder)
     message = str(caught.value)
@@ -85,7 +87,7 @@ NESTED = [
     ("nested_absmax", torch.ones(1, dtype=torch.float16)), ("nested_quant_map", torch.zeros(255)),
     ("absmax", torch.zeros(128)),
 ]  # fmt: skip
-PARTS = [  # a part of UP, and what stands in its place
+PARTS = [  # a part of UP, and what replaces it
     ("", torch.zeros(4095, 1, dtype=torch.uint8)), ("", torch.zeros(4097, 1, dtype=torch.uint8)),
     ("", torch.zeros(128, 64)), ("", torch.zeros(2048, 1, dtype=torch.bfloat16)), # quant_storage=bfloat16
     ("", torch.zeros(4096, 1, dtype=torch.int8)), ("absmax", torch.zeros(64, dtype=torch.uint8)),
@@ -124,9 +126,10 @@ def test_a_part_of_the_second_level_of_another_size_or_kind_is_refused(folder, m
     *[("shape", v) for v in ([64, 128], [128, 65], [8192], "128, 64", None, [2**40, 2**40], {"0": 128})],
     *[("blocksize", v) for v in (128, 32, 0, -64, 2**40, "64", None)], ("quant_type", "fp4"),
     *[("nested_blocksize", v) for v in (255, 0, 4096, "256", None)],
+    *[(name, v) for name in ("dtype", "nested_dtype") for v in ("bool", "load", "", None, 7)],
     *[("nested_offset", v) for v in (float("nan"), float("inf"), 10**400, "0.1", None, [0.1])],
 ])  # fmt: skip
-def test_facts_that_lie_are_refused(folder, monkeypatch, fact, value):
+def test_false_facts_are_refused(folder, monkeypatch, fact, value):
     path = folder / "model.safetensors"
     tensors = load_file(path)
     facts = json.loads(bytes(tensors[f"{UP}.{FACTS}"].tolist()))
@@ -162,11 +165,13 @@ def test_gigabytes_of_statistics_are_refused_unread(folder, monkeypatch):
     for at, part in enumerate((".absmax", f".{FACTS}"), 1):
         n = len(data) + (at - 1) * 2**33
         old = header.pop(UP + part)["data_offsets"]
-        name = f"model.layers.{at}.self_attn.rotary_emb.inv_freq"  # which may stand there, and is passed over
+        name = (
+            f"model.layers.{at}.self_attn.rotary_emb.inv_freq"  # which old checkpoints hold, and is ignored
+        )
         header[name] = {"dtype": "U8", "shape": [old[1] - old[0]], "data_offsets": old}
         header[UP + part] = {"dtype": "U8", "shape": [2**33], "data_offsets": [n, n + 2**33]}
     write(path, header, data)
-    os.truncate(path, path.stat().st_size + 2 * 2**33)  # sparse: 16 GiB that take no room
+    os.truncate(path, path.stat().st_size + 2 * 2**33)  # sparse: 16 GiB that take no disk space
     start = time.perf_counter()
     assert f"{UP} is no NF4" in refusal(folder, monkeypatch)
     assert time.perf_counter() - start < 0.5

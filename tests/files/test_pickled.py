@@ -1,4 +1,4 @@
-"""Pickles are read, never run: what torch.save wrote comes out whole, what was made for harm is refused."""
+"""Pickles are read, never run: torch.save's files are read to the bit, those made for harm are refused."""
 
 import codecs
 import io
@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from llamaxr.files import pickled
 from llamaxr.errors import UserError
+from llamaxr.files import pickled
 from llamaxr.files.pickled import LEGACY_MAGIC, LEGACY_PROTOCOL, read_pickled
 
 FORMATS = ("zip", "legacy")
@@ -86,10 +86,10 @@ def network():
 
 
 @pytest.mark.parametrize("how", FORMATS)
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_network_or_its_state_dict_is_read_in_either_format(tmp_path, how, whole):
+@pytest.mark.parametrize("as_network", [True, False])
+def test_a_network_or_its_state_dict_is_read_in_either_format(tmp_path, how, as_network):
     net = network()
-    torch.save(net if whole else net.state_dict(), tmp_path / "w.pt",
+    torch.save(net if as_network else net.state_dict(), tmp_path / "w.pt",
                _use_new_zipfile_serialization=how == "zip")  # fmt: skip
     tensors, truth = read_pickled(tmp_path / "w.pt"), net.state_dict()
     assert tensors.keys() == truth.keys()
@@ -97,8 +97,8 @@ def test_a_network_or_its_state_dict_is_read_in_either_format(tmp_path, how, who
 
 
 def test_views_and_half_precision_are_read(tmp_path):
-    whole = torch.randn(4, 6)
-    truth = {"t": whole.t(), "part": whole[1:3, 2:], "half": whole.half(), "bf16": whole.bfloat16(),
+    matrix = torch.randn(4, 6)
+    truth = {"t": matrix.t(), "part": matrix[1:3, 2:], "half": matrix.half(), "bf16": matrix.bfloat16(),
              "empty": torch.empty(0, 3), "one": torch.tensor(7)}  # fmt: skip
     torch.save({k: truth[k] for k in ("t", "half", "bf16", "empty", "one")}, tmp_path / "w.pt")
     tensors = read_pickled(tmp_path / "w.pt")
@@ -161,7 +161,7 @@ def test_these_pickles_do_harm_where_they_are_run(tmp_path):  # else the test ab
 
 
 @pytest.mark.parametrize("how", FORMATS)
-def test_calls_beside_the_weights_are_kept_as_records(tmp_path, how):
+def test_calls_beside_the_weights_stay_records(tmp_path, how):
     marker = tmp_path / "harm"
     net = nn.Linear(1, 1)
     net.extra = Call(np.savetxt, str(marker), [1])  # a name that networks may hold
@@ -200,20 +200,20 @@ def test_a_storage_is_declared_once(tmp_path):
 
 @pytest.mark.parametrize("how", FORMATS)
 def test_a_file_cut_off_anywhere_is_refused(tmp_path, how):
-    torch.save(network(), tmp_path / "whole.pt", _use_new_zipfile_serialization=how == "zip")
-    whole = (tmp_path / "whole.pt").read_bytes()
-    for length in [*range(0, len(whole), len(whole) // 60), len(whole) - 1]:
-        (tmp_path / "w.pt").write_bytes(whole[:length])
+    torch.save(network(), tmp_path / "intact.pt", _use_new_zipfile_serialization=how == "zip")
+    intact = (tmp_path / "intact.pt").read_bytes()
+    for length in [*range(0, len(intact), len(intact) // 60), len(intact) - 1]:
+        (tmp_path / "w.pt").write_bytes(intact[:length])
         with pytest.raises(UserError, match="w.pt"):
             read_pickled(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("how", FORMATS)
 def test_damaged_bytes_give_a_user_error_or_tensors_and_nothing_else(tmp_path, how):
-    torch.save(network(), tmp_path / "whole.pt", _use_new_zipfile_serialization=how == "zip")
-    whole, rng = (tmp_path / "whole.pt").read_bytes(), random.Random(0)
+    torch.save(network(), tmp_path / "intact.pt", _use_new_zipfile_serialization=how == "zip")
+    intact, rng = (tmp_path / "intact.pt").read_bytes(), random.Random(0)
     for _ in range(300):
-        damaged = bytearray(whole)
+        damaged = bytearray(intact)
         for _ in range(rng.choice((1, 4, 40))):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         (tmp_path / "w.pt").write_bytes(damaged)
@@ -235,7 +235,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch):
         archive.writestr("archive/data/0", bytes(2**22))
     refused("unpack to more")
     views = {f"w{i}": tensor((10_000,), (1,), numel=10_000) for i in range(100)}
-    write(path, views, {"0": bytes(40_000)})  # 40 kB, looked at 100 times
+    write(path, views, {"0": bytes(40_000)})  # 40 kB, viewed 100 times
     refused("larger than the file")
     inner = nn.Module()
     inner._modules["again"] = inner

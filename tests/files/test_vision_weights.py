@@ -1,4 +1,4 @@
-"""Where weights come from: names, files, and the safetensors that is kept of a pickle."""
+"""Where weights come from: names, files, and the safetensors that a pickle is converted to."""
 
 import hashlib
 
@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import densenet121, get_model_weights
 
-from llamaxr.files import vision_weights
 from llamaxr.errors import UserError
-from llamaxr.vision import load_vision
+from llamaxr.files import vision_weights
 from llamaxr.files.vision_weights import KNOWN, OP_THRESHS, known_file, read_weights
+from llamaxr.runs.vision_zoo import load_vision
 
 WEIGHTS = {"features.norm0.weight": torch.arange(3.0), "features.norm0.bias": torch.ones(2, 2).t()}
 
@@ -22,8 +22,12 @@ def same(a, b):
 def test_a_pickle_is_unpickled_once_and_then_read_as_safetensors(tmp_path, monkeypatch):
     torch.save(WEIGHTS, tmp_path / "w.pth")
     first = read_weights(tmp_path / "w.pth", tmp_path / "cache")
-    (kept,) = (tmp_path / "cache").iterdir()
-    assert kept.suffix == ".safetensors" and first.hash[:32] in kept.name and same(load_file(kept), WEIGHTS)
+    (converted,) = (tmp_path / "cache").iterdir()
+    assert (
+        converted.suffix == ".safetensors"
+        and first.hash[:32] in converted.name
+        and same(load_file(converted), WEIGHTS)
+    )
 
     def never(path):
         raise AssertionError("unpickled again")
@@ -32,9 +36,9 @@ def test_a_pickle_is_unpickled_once_and_then_read_as_safetensors(tmp_path, monke
     second = read_weights(tmp_path / "w.pth", tmp_path / "cache")
     assert same(first.tensors, second.tensors) and first.hash == second.hash
     monkeypatch.undo()
-    kept.write_bytes(kept.read_bytes()[:50])  # damaged: made again
+    converted.write_bytes(converted.read_bytes()[:50])  # damaged: made again
     assert same(read_weights(tmp_path / "w.pth", tmp_path / "cache").tensors, WEIGHTS)
-    assert same(load_file(kept), WEIGHTS)
+    assert same(load_file(converted), WEIGHTS)
 
 
 def test_without_a_cache_nothing_is_written(tmp_path):
@@ -55,7 +59,7 @@ def test_other_content_or_other_operating_points_have_another_hash(tmp_path):
     assert read_weights(tmp_path / "w.pth").hash != a.hash
 
 
-def test_layers_named_as_until_2018_get_todays_names(tmp_path):
+def test_layers_named_as_until_2018_get_current_names(tmp_path):
     net = densenet121()
     truth = net.state_dict()
     old = {k.replace("norm1", "norm.1").replace("norm2", "norm.2").replace("conv1", "conv.1")
@@ -73,21 +77,21 @@ def test_safetensors_are_hashed_as_they_are(tmp_path):
 
 
 def test_a_known_name_is_downloaded_from_its_published_address_into_the_cache(tmp_path, monkeypatch):
-    asked = []
+    requests = []
 
     def download(url, target, progress):
-        asked.append((url, target, progress))
+        requests.append((url, target, progress))
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(WEIGHTS, target)
 
     monkeypatch.setattr(vision_weights, "download", download)
     name, progress = "densenet121-res224-all", lambda *_: None
     path = known_file(name, tmp_path, progress)
-    assert asked == [(KNOWN[name], path, progress)] and path.is_relative_to(tmp_path)
+    assert requests == [(KNOWN[name], path, progress)] and path.is_relative_to(tmp_path)
     assert path.name.startswith("nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-")
-    with pytest.raises(UserError, match="vit_b_16-c867db91.pth is not the file"):  # as its name's hash tells
+    with pytest.raises(UserError, match="vit_b_16-c867db91.pth is not the file"):  # by the hash in its name
         known_file("vit_b_16-imagenet", tmp_path)
-    with pytest.raises(UserError, match="best.pt holds the weights of no network"):
+    with pytest.raises(UserError, match="best.pt holds the weights of no known network"):
         load_vision(name, cache=tmp_path)
 
 
@@ -97,7 +101,7 @@ def test_a_name_without_a_cache_says_where_to_get_the_file():
 
 
 @pytest.mark.parametrize("name", ["nowhere.pt", "nowhere.safetensors", "densenet121", ""])
-def test_a_missing_file_or_unknown_name_is_told_with_those_that_are_known(name):
+def test_a_missing_file_or_unknown_name_is_refused_with_the_known_names(name):
     with pytest.raises(UserError, match="densenet121-res224-all"):
         load_vision(name)
 

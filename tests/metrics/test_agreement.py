@@ -1,4 +1,4 @@
-"""Counted by hand, and by loops that take one study at a time."""
+"""Scores of findings against counts by hand and loops over studies."""
 
 import json
 
@@ -9,11 +9,11 @@ from llamaxr.metrics.agreement import outcomes, pooled, score, tally
 from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 
 TRUTH = [frozenset({"effusion", "nodule"}), frozenset(), frozenset({"device"})]
-SAID = [frozenset({"effusion"}), frozenset({"nodule"}), frozenset({"device", "effusion"})]
+PREDICTED = [frozenset({"effusion"}), frozenset({"nodule"}), frozenset({"device", "effusion"})]
 
 
 def test_scores_equal_those_counted_by_hand():
-    got = score(TRUTH, SAID)
+    got = score(TRUTH, PREDICTED)
     shown = ("right", "missed", "invented", "f1")
     counts = {name: tuple(line[k] for k in shown) for name, line in got["per_class"].items()}
     assert counts["effusion"] == (1, 0, 1, 2 / 3)
@@ -21,7 +21,7 @@ def test_scores_equal_those_counted_by_hand():
     assert counts["device"] == (1, 0, 0, 1.0)
     assert counts[NO_FINDING] == (0, 1, 0, 0.0)
     assert got["micro_precision"] == 2 / 4 and got["micro_recall"] == 2 / 3 and got["micro_f1"] == 4 / 7
-    assert got["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)  # the other classes were never met
+    assert got["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)  # the other classes do not occur
     assert got["example_precision"] == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert got["example_recall"] == pytest.approx((1 / 2 + 0 + 1) / 3)
     assert got["example_f1"] == pytest.approx((2 / 3 + 0 + 2 / 3) / 3)
@@ -30,26 +30,26 @@ def test_scores_equal_those_counted_by_hand():
 def test_means_and_their_resamples_are_those_of_studies_drawn_one_by_one():
     rng = np.random.default_rng(0)
     names = np.array(FINDINGS[:6])
-    truth, said = ([frozenset(names[row]) for row in rng.random((80, 6)) < 0.3] for _ in range(2))
+    truth, predicted = ([frozenset(names[row]) for row in rng.random((80, 6)) < 0.3] for _ in range(2))
 
     def macro_f1(drawn):
         f1 = []
         for name in names:
-            tp = sum(name in truth[i] and name in said[i] for i in drawn)
-            sizes = sum((name in truth[i]) + (name in said[i]) for i in drawn)
+            tp = sum(name in truth[i] and name in predicted[i] for i in drawn)
+            sizes = sum((name in truth[i]) + (name in predicted[i]) for i in drawn)
             f1 += [2 * tp / sizes] if sizes else []
         return np.mean(f1)
 
-    got = score(truth, said, names.tolist())
+    got = score(truth, predicted, names.tolist())
     assert got["macro_f1"] == pytest.approx(macro_f1(range(80)))
-    pairs = [(t, s) for t, s in zip(truth, said, strict=True) if t or s]
+    pairs = [(t, s) for t, s in zip(truth, predicted, strict=True) if t or s]
     assert got["example_f1"] == pytest.approx(np.mean([2 * len(t & s) / (len(t) + len(s)) for t, s in pairs]))
     drawn = [macro_f1(rng.integers(80, size=80)) for _ in range(1000)]
     assert got["intervals"]["macro_f1"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
 
 
 def test_every_number_has_an_interval_around_it_and_is_json():
-    got = json.loads(json.dumps(score(TRUTH * 20, SAID * 20)))
+    got = json.loads(json.dumps(score(TRUTH * 20, PREDICTED * 20)))
     for line in (got, *got["per_class"].values()):
         for head, (low, high) in line["intervals"].items():
             assert low <= line[head] <= high
@@ -65,18 +65,18 @@ def test_silence_earns_nothing():
     for got in (silent, empty):
         assert got["micro_precision"] == got["micro_recall"] == got["micro_f1"] == got["macro_f1"] == 0.0
         assert got["example_f1"] == 0.0 and got["per_class"].keys() == set(CLASSES)
-    assert silent["per_class"][NO_FINDING]["right"] == 1  # shown, and not in the means
+    assert silent["per_class"][NO_FINDING]["right"] == 1  # listed, but not in the means
 
 
-def test_no_finding_enters_the_means_where_it_is_asked_for():
+def test_no_finding_is_in_the_means_if_it_is_among_the_classes():
     got = score([frozenset()], [frozenset()], CLASSES)
     assert got["micro_f1"] == got["macro_f1"] == got["example_f1"] == 1.0
     other = score([frozenset({"other"})], [frozenset()], CLASSES)
     assert other["per_class"][NO_FINDING]["invented"] == 1
 
 
-def test_a_tally_keeps_what_became_of_each_class_of_each_study_in_a_byte():
-    codes = tally(TRUTH, SAID, ["effusion", "nodule"])
+def test_a_tally_has_one_byte_per_class_and_study():
+    codes = tally(TRUTH, PREDICTED, ["effusion", "nodule"])
     assert codes.dtype == np.uint8 and codes.tolist() == [[1, 3, 0], [0, 4, 3], [4, 0, 0]]  # and "no finding"
     assert pooled(codes, ["effusion", "nodule"]).tolist() == [[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
 
@@ -86,14 +86,14 @@ def test_lists_of_unequal_length_are_refused():
         score([frozenset()], [])
 
 
-def test_a_study_is_told_finding_by_finding():
+def test_each_finding_of_a_study_has_its_outcome():
     truth = locate("Left pneumothorax. Right pleural effusion. Left nodule. Cardiomegaly. Scoliosis.")
-    said = locate("Right pneumothorax. Right effusion. Nodule. Mild cardiomegaly. Left atelectasis.")
-    told = {
+    predicted = locate("Right pneumothorax. Right effusion. Nodule. Mild cardiomegaly. Left atelectasis.")
+    expected = {
         "pneumothorax": "wrong side", "effusion": "right", "cardiomegaly": "right",
         "nodule": "right",  # a side left out is not a wrong one
         "scoliosis": "missed", "atelectasis": "invented",
     }  # fmt: skip
-    assert outcomes(truth, said) == told
-    line = score([truth], [said])["per_class"]["pneumothorax"]
+    assert outcomes(truth, predicted) == expected
+    line = score([truth], [predicted])["per_class"]["pneumothorax"]
     assert [line[what] for what in ("right", "wrong_side", "missed", "invented", "recall")] == [0, 1, 0, 0, 1]

@@ -1,4 +1,4 @@
-"""Bootstrap intervals against closed forms and against a bootstrap written as a loop."""
+"""Bootstrap intervals against closed forms and against a bootstrap in a loop."""
 
 import time
 
@@ -9,7 +9,7 @@ import llamaxr.metrics.bootstrap as module
 from llamaxr.metrics.bootstrap import bootstrap
 
 
-def test_the_interval_of_a_mean_is_the_normal_ones():
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
     x = np.random.default_rng(1).normal(3, 2, size=(2000, 1))
     value, low, high = bootstrap(x, lambda sums: sums / len(x), n_resamples=4000)[0]
     error = x.std() / np.sqrt(len(x))
@@ -44,17 +44,17 @@ def test_two_equal_systems_differ_by_nothing_in_every_resample():
 
 def test_equal_seeds_give_equal_intervals_in_blocks_of_any_size(monkeypatch):
     x = np.random.default_rng(5).integers(0, 9, size=(30, 2))
-    whole = bootstrap(x, lambda sums: sums / 30)
+    expected = bootstrap(x, lambda sums: sums / 30)
     monkeypatch.setattr(module, "BLOCK", 70)
-    assert (bootstrap(x, lambda sums: sums / 30) == whole).all()
-    assert (bootstrap(x, lambda sums: sums / 30, seed=1) != whole).any()
+    assert (bootstrap(x, lambda sums: sums / 30) == expected).all()
+    assert (bootstrap(x, lambda sums: sums / 30, seed=1) != expected).any()
 
 
-def test_bytes_add_up_as_floats_do_in_blocks_of_studies(monkeypatch):
+def test_bytes_are_summed_as_floats_in_blocks_of_studies(monkeypatch):
     x = np.random.default_rng(6).integers(0, 256, size=(50, 3), dtype=np.uint8)
-    whole = bootstrap(x.astype(float), lambda sums: sums / 50)
+    expected = bootstrap(x.astype(float), lambda sums: sums / 50)
     monkeypatch.setattr(module, "STUDIES", 7)
-    assert (bootstrap(x, lambda sums: sums / 50) == whole).all()
+    assert (bootstrap(x, lambda sums: sums / 50) == expected).all()
 
 
 def test_a_resample_draws_n_studies_each_equally_often():
@@ -65,11 +65,11 @@ def test_a_resample_draws_n_studies_each_equally_often():
     assert drawn.var(0) == pytest.approx(1 - 1 / 40, abs=5 * (3 / 5000) ** 0.5)
 
 
-def test_without_a_resample_the_value_stands_alone():
+def test_without_resamples_low_and_high_are_the_value():
     assert bootstrap([[1], [4]], lambda sums: sums / 2, n_resamples=0).tolist() == [[2.5, 2.5, 2.5]]
 
 
-def test_none_or_one_study_has_no_width():
+def test_with_fewer_than_two_studies_the_interval_has_no_width():
     assert bootstrap(np.zeros((0, 2)), lambda sums: sums).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert bootstrap([[2, 5]], lambda sums: sums).tolist() == [[2, 2, 2], [5, 5, 5]]
 

@@ -1,4 +1,4 @@
-"""R2Gen's cleaning, and the COCO captions' scores on examples small enough to be counted by hand."""
+"""R2Gen's cleaning, and the COCO caption scores on examples small enough to count by hand."""
 
 import math
 
@@ -38,13 +38,13 @@ def test_the_cut_counts_stops_as_words():
     assert len(clean("word " * 100, cut=CUT).split()) == 59
 
 
-def test_words_rarer_than_the_threshold_are_replaced():
+def test_words_that_occur_less_than_three_times_are_replaced():
     words = vocabulary(["Heart normal.", "Heart big.", "Heart, lungs normal.", "normal"])
     assert words == {"heart", "normal", "."}
     assert clean("Heart big.", vocabulary=words) == f"heart {RARE} ."
 
 
-def test_bleu_counts_over_the_corpus_and_not_by_report():
+def test_bleu_is_over_the_corpus_and_not_the_mean_over_reports():
     got = score(["a b c", "d"], ["a b c", "x"])  # with the full stops: 5 of 6 words, the reference's length
     assert got["bleu_1"] == pytest.approx(5 / 6)
 
@@ -75,17 +75,17 @@ def test_cider_punishes_another_length():
     _, same = statistics(references, ["a b c d e f p q", "x y z"])
     assert rows[0, 12] / 10 < 1 and same[0, 12] > 0
     cosine = rows[0, 12] / 10 / math.exp(-(2**2) / (2 * 36))
-    shared = [6 / 8, 5 / 7, 4 / 6, 3 / 5]  # of n-grams that weigh all the same
+    shared = [6 / 8, 5 / 7, 4 / 6, 3 / 5]  # n-grams of equal weight
     assert cosine == pytest.approx(np.mean(np.sqrt(shared)))
 
 
 @pytest.mark.parametrize(
-    "references, generated",
+    "references, predictions",
     [([], []), ([""], [""]), (["a b"], [""]), ([""], ["a b"]), (["a", "b"], ["", ""]), (["..."], ["?!"])],
 )
-def test_nothing_to_compare_scores_next_to_nothing(references, generated):
+def test_nothing_to_compare_scores_almost_nothing(references, predictions):
     with np.errstate(all="raise", under="ignore"):
-        got = score(references, generated)
+        got = score(references, predictions)
     assert list(got) == list(NAMES) and all(0 <= value < 1e-3 for value in got.values())
 
 
@@ -95,20 +95,20 @@ def test_reports_of_one_word_and_of_any_script_are_scored():
 
 
 REFERENCES = ["the heart is normal .", "no effusion is seen .", "lungs are clear today ."]
-GENERATED = ["the heart is big .", "no effusion seen .", "the lungs are clear ."]
+PREDICTIONS = ["the heart is big .", "no effusion seen .", "the lungs are clear ."]
 
 
 def test_scores_do_not_depend_on_the_order_of_the_studies():
-    _, rows = statistics(REFERENCES, GENERATED)
-    _, turned = statistics(REFERENCES[::-1], GENERATED[::-1])
-    assert turned[::-1] == pytest.approx(rows)
+    _, rows = statistics(REFERENCES, PREDICTIONS)
+    _, reverse = statistics(REFERENCES[::-1], PREDICTIONS[::-1])
+    assert reverse[::-1] == pytest.approx(rows)
 
 
 def test_a_resample_of_rows_is_the_corpus_of_those_studies():
-    """CIDEr apart: it keeps the n-gram weights of the full set, and so each study its own CIDEr."""
-    _, rows = statistics(REFERENCES, GENERATED)
+    """Except CIDEr: each study keeps the CIDEr that it has with the n-gram weights of the full set."""
+    _, rows = statistics(REFERENCES, PREDICTIONS)
     drawn = [0, 2, 2, 1, 0]
-    _, again = statistics([REFERENCES[i] for i in drawn], [GENERATED[i] for i in drawn])
+    _, again = statistics([REFERENCES[i] for i in drawn], [PREDICTIONS[i] for i in drawn])
     got, expected = scores(rows[drawn].sum(0)), scores(again.sum(0))
     assert got[:5] == pytest.approx(expected[:5])
     assert got[5] == pytest.approx(rows[drawn, 12].mean())
@@ -117,31 +117,31 @@ def test_a_resample_of_rows_is_the_corpus_of_those_studies():
 
 def test_studies_compared_in_blocks_of_any_size_give_the_same_rows(monkeypatch):
     rng = np.random.default_rng(0)
-    references, generated = (
+    references, predictions = (
         [" ".join(rng.choice(list("abcd"), rng.integers(0, 9))) for _ in range(50)] for _ in range(2)
     )
-    references[-1] = generated[-1] = generated[6] = "a"  # shorter than an n-gram, at the end and at a cut
-    _, whole = statistics(references, generated)
+    references[-1] = predictions[-1] = predictions[6] = "a"  # shorter than an n-gram, at the ends of blocks
+    _, expected = statistics(references, predictions)
     for size in (1, 7, 49):
         monkeypatch.setattr(module, "BLOCK", size)
-        assert (statistics(references, generated)[1] == whole).all()
+        assert (statistics(references, predictions)[1] == expected).all()
 
 
-def test_n_grams_are_counted_once_a_reference_in_blocks_of_any_size(monkeypatch):
+def test_an_n_gram_counts_once_per_reference_in_blocks_of_any_size(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 2)
     one, two, *_ = frequencies(["a b a b", "b a", "c", "", "b a"])
-    counts = {key: count for keys, of in (one, two) for key, count in zip(keys, of, strict=True)}
+    counts = {key: count for keys, n in (one, two) for key, count in zip(keys, n, strict=True)}
     assert counts[module._key("a")] == counts[module._key("b")] == 3 and counts[module._key("c")] == 1
     assert sorted(two[1][:-1]) == [1, 3] and two[1][-1] == 5  # "a b", "b a"; all references
     assert (two[0][:-1] < two[0][1:]).all()
-    _, rows = statistics(REFERENCES, GENERATED)
-    given = statistics(REFERENCES, GENERATED, frequency=frequencies(REFERENCES))[1]
-    assert (given == rows).all()
+    _, rows = statistics(REFERENCES, PREDICTIONS)
+    precomputed = statistics(REFERENCES, PREDICTIONS, frequency=frequencies(REFERENCES))[1]
+    assert (precomputed == rows).all()
 
 
-def test_a_part_of_the_studies_keeps_the_weights_of_all():
-    _, rows = statistics(REFERENCES, GENERATED)
-    _, part = statistics(REFERENCES[1:], GENERATED[1:], frequency=frequencies(REFERENCES))
+def test_a_subset_can_keep_the_n_gram_weights_of_the_full_set():
+    _, rows = statistics(REFERENCES, PREDICTIONS)
+    _, part = statistics(REFERENCES[1:], PREDICTIONS[1:], frequency=frequencies(REFERENCES))
     assert (part == rows[1:]).all()
 
 

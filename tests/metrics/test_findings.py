@@ -1,4 +1,4 @@
-"""Findings read out of sentences as radiologists write them."""
+"""The labeller on sentences as radiologists write them."""
 
 import time
 
@@ -95,7 +95,7 @@ def test_there_are_chexperts_fourteen_classes_and_six_more():
     assert asserted | {"pneumothorax"} == {*FINDINGS, OTHER}  # so each has a sentence above
 
 
-def test_a_mention_tells_its_place_in_the_text_as_written():
+def test_a_mention_has_its_span_in_the_original_text():
     report = "Heart: ENLARGED.\n\nİ No  effusion;\na 1.2 cm noncalcified NODULE. Possible\tpneumonia."
     got = [(m.finding, report[m.start : m.end], m.state) for m in mentions(report)]
     assert got == [
@@ -126,11 +126,11 @@ SIDES = {
 
 
 @pytest.mark.parametrize("report", SIDES)
-def test_sides_are_those_said_of_the_finding(report):
+def test_each_finding_has_its_own_sides(report):
     assert locate(report) == SIDES[report]
 
 
-def test_a_report_without_an_end_is_read_in_linear_time():
+def test_a_very_long_sentence_takes_linear_time():
     began = time.perf_counter()
     assert find("heart and lungs and " * 20_000 + "cardiomegaly") == {"cardiomegaly"}
     assert time.perf_counter() - began < 10

@@ -34,7 +34,7 @@ def test_a_term_names(term):
     assert mesh_findings([term]) == set(filter(None, TERM[term].split(", ")))
 
 
-def test_the_table_has_the_labellers_classes():
+def test_there_are_terms_for_each_of_the_labellers_classes():
     assert set(TERMS) == set(FINDINGS)
 
 
@@ -44,6 +44,6 @@ def test_the_sides_of_several_terms_add_up():
     assert mesh_locate(terms) == {"lung opacity": both, "effusion": both, "cardiomegaly": set()}
 
 
-def test_no_terms_is_nobody_looked_and_not_no_finding():
+def test_a_study_without_terms_is_not_indexed_rather_than_normal():
     assert not is_indexed([]) and not is_indexed(["No Indexing"])
     assert is_indexed(["normal"]) and mesh_findings(["normal"]) == frozenset()

@@ -1,4 +1,4 @@
-"""METEOR 1.5 without Java: its score from counts, and what is said where the program is missing or fails."""
+"""METEOR 1.5 without Java: its score from counts, and what happens if the program is missing or fails."""
 
 import sys
 
@@ -8,7 +8,7 @@ import pytest
 from llamaxr.errors import UserError
 from llamaxr.metrics import meteor15
 
-# Counts of the program for "the heart is normal ." and "the heart is big .", which it scores 0.3976 or so.
+# The program's counts for "the heart is normal ." and "the heart is big ."; its score is about 0.3976.
 COUNTS = [5, 5, 3, 3, 1, 1, 3, 3, *[0] * 12, 2, 4, 4]
 
 
@@ -18,28 +18,28 @@ def test_the_score_follows_the_papers_equation():
     assert meteor15.score(np.array(COUNTS)) == pytest.approx(ratio * (1 - 0.6 * (2 / 4) ** 0.2))
 
 
-def test_no_match_and_no_study_score_zero():
+def test_without_a_match_or_a_study_the_score_is_zero():
     assert meteor15.score(np.zeros(23)) == 0
     assert meteor15.score(np.array([5, 5, 3, 3] + [0] * 19)) == 0
     assert meteor15.statistics([], [], []).shape == (0, 23)
 
 
-def fake(tmp_path, line):
+def fake_program(tmp_path, line):
     script = tmp_path / "program.py"
     script.write_text(f"import sys\nfor _ in sys.stdin:\n    print({line!r})\n")
     return [sys.executable, str(script)]
 
 
-def test_a_text_matched_whole_has_no_fragment(tmp_path):
-    command = fake(tmp_path, " ".join(map(str, [2, 2, 0, 0, 2, 2, 0, 0, *[0] * 12, 1, 2, 2])))
+def test_a_text_matched_in_full_has_no_fragments(tmp_path):
+    command = fake_program(tmp_path, " ".join(map(str, [2, 2, 0, 0, 2, 2, 0, 0, *[0] * 12, 1, 2, 2])))
     rows = meteor15.statistics(command, ["a b", "c\nd"], ["a b", "c d ||| e"])  # each on one line
     assert rows.shape == (2, 23) and meteor15.score(rows) == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("line", ["", "1 2 3", "Error: what?"])
-def test_a_program_that_fails_is_told_in_one_line(tmp_path, line):
+def test_a_program_that_fails_is_an_error_of_one_line(tmp_path, line):
     with pytest.raises(UserError, match="METEOR 1.5 failed") as error:
-        meteor15.statistics(fake(tmp_path, line), ["a"], ["b"])
+        meteor15.statistics(fake_program(tmp_path, line), ["a"], ["b"])
     assert "\n" not in str(error.value)
 
 

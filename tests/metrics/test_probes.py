@@ -17,21 +17,21 @@ from llamaxr.metrics.probes import (
 )
 
 
-def ridge(x, y, asked, penalty):
-    """The textbook's solve, with x standardised already and the mean of y left free."""
-    x, asked = x - x.mean(0), asked - x.mean(0)
+def ridge(x, y, queries, penalty):
+    """The textbook solution; x is standardised, and the mean of y has no penalty."""
+    x, queries = x - x.mean(0), queries - x.mean(0)
     w = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (y - y.mean()))
-    return asked @ w + y.mean()
+    return queries @ w + y.mean()
 
 
-def test_the_probe_is_ridge_regression_with_the_penalty_that_refits_without_each_study_choose():
+def test_the_probe_is_ridge_regression_with_the_penalty_of_the_smallest_leave_one_out_error():
     rng = np.random.default_rng(0)
-    x, asked = rng.normal(size=(40, 6)), rng.normal(size=(9, 6))
+    x, queries = rng.normal(size=(40, 6)), rng.normal(size=(9, 6))
     present = (x @ rng.normal(size=(6, 2)) + rng.normal(size=(40, 2)) * [0.5, 6] > 0).astype(float)
     mean, std = x.mean(0), x.std(0)
-    scaled, scaled_asked = (x - mean) / std, (asked - mean) / std
+    scaled, scaled_queries = (x - mean) / std, (queries - mean) / std
     penalties = probes.PENALTIES * np.linalg.eigvalsh(scaled.T @ scaled).mean()
-    got, chosen = linear_probe(x, present, asked), []
+    got, chosen = linear_probe(x, present, queries), []
     for j in range(2):
         y, errors = present[:, j], []
         for penalty in penalties:
@@ -39,11 +39,11 @@ def test_the_probe_is_ridge_regression_with_the_penalty_that_refits_without_each
             left_out = [ridge(scaled[r], y[r], scaled[~r], penalty)[0] for r in rest]
             errors.append(((y - left_out) ** 2).mean())
         chosen.append(penalties[np.argmin(errors)])
-        assert got[:, j] + y.mean() == pytest.approx(ridge(scaled, y, scaled_asked, chosen[j]))
-    assert chosen[0] < chosen[1]  # the noisy class needs the larger one, so the choice is the classes' own
+        assert got[:, j] + y.mean() == pytest.approx(ridge(scaled, y, scaled_queries, chosen[j]))
+    assert chosen[0] < chosen[1]  # the noisy class needs the larger penalty: each class has its own
 
 
-def test_the_probe_finds_what_is_there_and_nothing_in_noise():
+def test_the_probe_finds_a_signal_and_nothing_in_noise():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(400, 50))
     present = np.stack([x[:, 3] + x[:, 7] > 1, rng.random(400) < 0.3], axis=1).astype(float)
@@ -53,7 +53,7 @@ def test_the_probe_finds_what_is_there_and_nothing_in_noise():
     assert low < 0.5 < high
 
 
-def test_a_feature_that_never_changes_and_more_features_than_studies_are_no_trouble():
+def test_a_constant_feature_and_more_features_than_studies_are_no_trouble():
     rng = np.random.default_rng(2)
     x = np.hstack([np.zeros((30, 1)), rng.normal(size=(30, 100))])
     scores = linear_probe(x, (x[:, 1:2] > 0).astype(float), x)
@@ -86,16 +86,16 @@ def test_resamples_without_the_one_study_that_has_a_finding_are_left_out():
     assert value == low == high == 1
 
 
-def test_tokens_name_a_finding_where_they_touch_its_words_whatever_is_said_of_it():
+def test_tokens_that_touch_a_mention_name_a_finding_asserted_or_not():
     pieces = "No| large| eff|usion|.| Café| is| clear|.| Possible| nodule|.".split("|")
     named = names_a_finding([p.encode() for p in pieces])
     assert [p for p, n in zip(pieces, named, strict=True) if n] == [" eff", "usion", " nodule"]
-    e = "é effusion".encode()  # a letter that is cut into two tokens
+    e = "é effusion".encode()  # a letter split into two tokens
     assert names_a_finding([e[:1], e[1:2], e[2:]]).tolist() == [False, False, True]
     assert names_a_finding([]).tolist() == []
 
 
-def test_perplexity_is_of_all_tokens_together_not_a_mean_over_reports():
+def test_perplexity_is_over_all_tokens_and_not_a_mean_over_reports():
     losses = [np.array([1.0, 2.0, 3.0]), np.array([5.0])]
     named = [np.array([False, True, True]), np.array([False])]
     got = perplexity(losses, named)
@@ -106,11 +106,11 @@ def test_perplexity_is_of_all_tokens_together_not_a_mean_over_reports():
 
 
 def test_a_report_is_denied_where_all_its_scores_are_below_the_threshold():
-    said = [{"effusion"}, {"effusion", "pneumonia"}, {"pneumonia"}, set()]
+    predictions = [{"effusion"}, {"effusion", "pneumonia"}, {"pneumonia"}, set()]
     scores = np.array([[0.2, 0.9, 0.9], [0.6, 0.1, 0.2], [0.1, 0.1, 0.7], [0.1, 0.1, 0.1]])
-    got = denials(said, scores, {"effusion": [0], "pneumonia": [1, 2], "edema": [0]}, below=0.5)
+    got = denials(predictions, scores, {"effusion": [0], "pneumonia": [1, 2], "edema": [0]}, below=0.5)
     counts = {name: (row["denied"], row["asserted"]) for name, row in got.items()}
     assert counts == {"all": (2, 4), "effusion": (1, 2), "pneumonia": (1, 2), "edema": (0, 0)}
     assert [row["share"][0] for row in got.values()] == [0.5, 0.5, 0.5, 0]
     assert got["all"]["share"][1] <= 0.5 <= got["all"]["share"][2]
-    assert denials(said, scores, {"effusion": [0]}, below=0.7)["effusion"]["denied"] == 2
+    assert denials(predictions, scores, {"effusion": [0]}, below=0.7)["effusion"]["denied"] == 2

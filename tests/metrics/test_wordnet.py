@@ -1,4 +1,4 @@
-"""Where WordNet is looked for. The tests' own WordNet has one synset, in which lung and air are synonyms."""
+"""Where WordNet is found. The tests' own WordNet has one synset, in which lung and air are synonyms."""
 
 import zipfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from llamaxr.metrics.overlap import score
 
 
 def write_wordnet(folder, version="3.0"):
-    """The files of Debian's package, with next to nothing in them."""
+    """The files of Debian's package, almost empty."""
     folder.mkdir(parents=True)
     licence = f"  1 WordNet {version} Copyright 2006 by the tests.\n"
     for pos in ("noun", "verb", "adj", "adv"):
@@ -25,23 +25,23 @@ def write_wordnet(folder, version="3.0"):
 
 
 @pytest.fixture
-def nowhere(monkeypatch, tmp_path):
-    """Neither NLTK's folders nor the network hold a WordNet; gives an empty cache and a Debian folder."""
+def no_wordnet(monkeypatch, tmp_path):
+    """No WordNet in NLTK's folders and no network. Returns an empty cache and a path for Debian's files."""
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(nltk, "download", lambda *args, **kwargs: False)
     return tmp_path / "cache", tmp_path / "debian"
 
 
-def test_where_there_is_none_meteor_is_left_out_in_one_line(nowhere, capfd):
-    cache, debian = nowhere
+def test_without_a_wordnet_meteor_is_left_out_with_one_line(no_wordnet, capfd):
+    cache, debian = no_wordnet
     assert wordnet.find(cache, debian=debian) is None
-    assert list(cache.iterdir()) == [cache / "nltk_data"]  # nothing half made is left
+    assert list(cache.iterdir()) == [cache / "nltk_data"]  # no half-made folder is left
     assert "\n" not in wordnet.MISSING and "apt-get install wordnet-base" in wordnet.MISSING
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_a_network_it_is_made_from_debians_files_and_found_again(nowhere):
-    cache, debian = nowhere
+def test_without_a_network_it_is_assembled_from_debians_files_and_found_again(no_wordnet):
+    cache, debian = no_wordnet
     write_wordnet(debian)
     reader = wordnet.find(cache, debian=debian)
     assert reader.get_version() == wordnet.VERSION
@@ -51,8 +51,8 @@ def test_without_a_network_it_is_made_from_debians_files_and_found_again(nowhere
     assert [path.name for path in cache.iterdir() if path.name.startswith("wordnet-")] == ["wordnet-3.0"]
 
 
-def test_nltks_downloader_is_asked_before_debian(nowhere, monkeypatch):
-    cache, debian = nowhere
+def test_nltks_downloader_is_tried_before_debians_files(no_wordnet, monkeypatch):
+    cache, debian = no_wordnet
     write_wordnet(debian)
     assert wordnet.find(cache / "other", debian=debian)  # files with lexnames, as NLTK's archive has them
 
@@ -64,25 +64,25 @@ def test_nltks_downloader_is_asked_before_debian(nowhere, monkeypatch):
 
     monkeypatch.setattr(nltk, "download", download)
     assert wordnet.find(cache, debian=debian / "gone").get_version() == "3.0"
-    assert wordnet.find(cache, download=False, debian=debian / "gone") is not None  # kept
+    assert wordnet.find(cache, download=False, debian=debian / "gone") is not None  # now in the cache
 
 
-def test_the_network_is_not_asked_where_that_is_not_wanted(nowhere, monkeypatch):
+def test_download_false_never_uses_the_network(no_wordnet, monkeypatch):
     def fail(*args, **kwargs):
-        raise AssertionError("asked")
+        raise AssertionError("downloaded")
 
     monkeypatch.setattr(nltk, "download", fail)
-    assert wordnet.find(nowhere[0], download=False, debian=nowhere[1]) is None
+    assert wordnet.find(no_wordnet[0], download=False, debian=no_wordnet[1]) is None
 
 
-def test_another_version_is_as_good_as_none(nowhere):
-    cache, debian = nowhere
+def test_another_version_is_refused(no_wordnet):
+    cache, debian = no_wordnet
     write_wordnet(debian, version="3.1")
     assert wordnet.find(cache, debian=debian) is None
 
 
-def test_a_damaged_one_is_made_anew(nowhere):
-    cache, debian = nowhere
+def test_a_damaged_one_is_replaced(no_wordnet):
+    cache, debian = no_wordnet
     write_wordnet(debian)
     assert wordnet.find(cache, debian=debian)
     (cache / "wordnet-3.0" / "data.adj").write_text("")
@@ -90,8 +90,8 @@ def test_a_damaged_one_is_made_anew(nowhere):
     assert wordnet.find(cache, debian=debian).get_version() == "3.0"
 
 
-def test_debians_files_that_are_not_all_there_leave_nothing_behind(nowhere):
-    cache, debian = nowhere
+def test_incomplete_debian_files_leave_nothing_behind(no_wordnet):
+    cache, debian = no_wordnet
     write_wordnet(debian)
     (debian / "adv.exc").unlink()
     assert wordnet.find(cache, debian=debian) is None

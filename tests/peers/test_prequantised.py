@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llamaxr.fast.nf4 import TiledNF4Linear
 from llamaxr.nf4 import LEVELS, NF4Linear
 from llamaxr.weights import load_llama
 from tests.conftest import write_base
@@ -44,6 +45,17 @@ def theirs_in_fp32(folder):
     return model
 
 
+def statistics(layer) -> dict[str, torch.Tensor]:
+    """What a layer holds beside its codes, by the names under which it is stored."""
+    if isinstance(layer, TiledNF4Linear):
+        parts = layer.absmax.codes, layer.absmax.scales, layer.absmax.levels
+    else:
+        second = layer.state.state2
+        parts = layer.state.absmax, second and second.absmax, second and second.code
+    names = "absmax", "nested_absmax", "nested_quant_map"
+    return {"quant_map": LEVELS} | {n: t for n, t in zip(names, parts, strict=True) if t is not None}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
@@ -54,28 +66,29 @@ def test_the_same_bits_and_the_same_logits(tmp_path, double_quant, dtype, tied, 
     stored = {}
     for file in folder.glob("*.safetensors"):
         stored |= load_file(file)
-    ours, _ = load_llama(folder)
-    layers = {n: m for n, m in ours.named_modules() if isinstance(m, NF4Linear)}
-    assert len(layers) == 2 * 7
-    for name, layer in layers.items():
-        parts = {"absmax": layer.state.absmax, "quant_map": LEVELS}
-        if double_quant:
-            parts |= {"nested_absmax": layer.state.scales, "nested_quant_map": layer.state.levels}
-        for part, ours_of_it in parts.items():
-            assert torch.equal(ours_of_it, stored[f"model.{name}.weight.{part}"])
-        assert (layer.state.levels is not None) == double_quant
-        assert torch.equal(layer.packed, stored[f"model.{name}.weight"])
     ids = torch.randint(3, 400, (2, 40))
     with torch.no_grad():
-        assert (ours(ids) - theirs_in_fp32(folder)(ids).logits).abs().max() <= 1e-4
+        theirs = theirs_in_fp32(folder)(ids).logits
+    for nf4 in (NF4Linear, TiledNF4Linear):
+        ours, _ = load_llama(folder, nf4=nf4)
+        layers = {n: m for n, m in ours.named_modules() if isinstance(m, NF4Linear)}
+        assert len(layers) == 2 * 7 and {type(m) for m in layers.values()} == {nf4}
+        for name, layer in layers.items():
+            assert torch.equal(layer.packed, stored[f"model.{name}.weight"])
+            for part, tensor in statistics(layer).items():
+                assert torch.equal(tensor, stored[f"model.{name}.weight.{part}"])
+            assert ("nested_absmax" in statistics(layer)) == double_quant
+        with torch.no_grad():
+            assert (ours(ids) - theirs).abs().max() <= 1e-4
 
 
 def test_in_features_that_are_no_multiple_of_64_nor_rows_of_a_tile(tmp_path, monkeypatch):
     """Blocks of 64 then reach over the ends of rows; tiles are of 64 rows here, of which 128 + 8 are left."""
-    monkeypatch.setattr("llamaxr.nf4.TILE", 1)
+    monkeypatch.setattr("llamaxr.fast.nf4.TILE", 1)
     folder = save_quantised(tmp_path, True, torch.bfloat16, n_heads=2, n_kv_heads=1, head_dim=36)
-    ours, _ = load_llama(folder)
-    assert ours.layers[0].self_attn.o_proj.in_features == 72
     ids = torch.randint(3, 400, (2, 40))
-    with torch.no_grad():
-        assert (ours(ids) - theirs_in_fp32(folder)(ids).logits).abs().max() <= 1e-4
+    for nf4 in (NF4Linear, TiledNF4Linear):
+        ours, _ = load_llama(folder, nf4=nf4)
+        assert ours.layers[0].self_attn.o_proj.in_features == 72
+        with torch.no_grad():
+            assert (ours(ids) - theirs_in_fp32(folder)(ids).logits).abs().max() <= 1e-4

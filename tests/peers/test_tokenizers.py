@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from llamaxr.files.byte_level import BYTE_LETTERS
 from llamaxr.errors import UserError
+from llamaxr.files.byte_level import BYTE_LETTERS
 from llamaxr.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REPORTS, sentencepiece_model, write_base
 
@@ -49,12 +49,12 @@ def llama3_file() -> Path:
 
 def tokenizers_pair(folder: Path) -> Pair:
     spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    plain = tokenizers.Tokenizer(whole.model)  # without the added tokens
-    plain.pre_tokenizer = whole.pre_tokenizer
+    full = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = tokenizers.Tokenizer(full.model)  # without the added tokens
+    plain.pre_tokenizer = full.pre_tokenizer
     encode = lambda text: plain.encode(text, add_special_tokens=False).ids
     keeps_all = spec["model"]["vocab"].keys() >= set(BYTE_LETTERS)
-    return Pair(load_tokenizer(folder), encode, whole.decode, keeps_all)
+    return Pair(load_tokenizer(folder), encode, full.decode, keeps_all)
 
 
 def sentencepiece_pair(folder: Path, model: bytes) -> Pair:
@@ -170,7 +170,7 @@ def test_any_ids_give_the_references_text(pair):
 
 @pytest.mark.parametrize("pair", ["llama3.model", "llama3.json"], indirect=True)
 def test_llama_3s_own_pieces_in_a_row_give_equal_ids(pair):
-    """678 of its pieces, Vietnamese mostly, come out of no merge: only a whole word is taken as such."""
+    """678 of its pieces, Vietnamese mostly, come out of no merge: only a complete word becomes one."""
     draw, pieces = random.Random(2), [pair.ours.bytes_of(i) for i in range(128_000)]
     odd = [piece for piece in pieces if "\u1ec7" in piece.decode(errors="ignore")] * 20
     texts = (b"".join(draw.choices(pieces + odd, k=3)).decode(errors="ignore") for _ in range(2000))
@@ -204,8 +204,8 @@ def test_transformers_llama_tokenizer_gives_equal_ids(tmp_path, reports):
             assert pair.ours.decode(ids) == theirs.decode(ids), repr(text)
 
 
-@pytest.mark.parametrize("whole_words", [False, True])
-def test_merges_in_any_order_are_joined_as_tokenizers_does_or_refused(tmp_path, whole_words):
+@pytest.mark.parametrize("ignore_merges", [False, True])
+def test_merges_in_any_order_are_merged_as_in_tokenizers_or_refused(tmp_path, ignore_merges):
     """Merges drawn at random over three letters, most in an order that no training gives: what is accepted
     must agree with tokenizers on every word up to six letters."""
     write_base(tmp_path, words="gpt2")
@@ -224,7 +224,7 @@ def test_merges_in_any_order_are_joined_as_tokenizers_does_or_refused(tmp_path, 
         vocab += [text for text in wordlike if text not in vocab]
         draw.shuffle(vocab)  # ids in another order than the merges
         spec["model"] |= {"vocab": {text: i for i, text in enumerate(vocab)}, "merges": merges,
-                          "ignore_merges": whole_words}  # fmt: skip
+                          "ignore_merges": ignore_merges}  # fmt: skip
         spec["added_tokens"] = []
         (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
         try:

@@ -7,16 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from llamaxr.radiograph import load_radiograph
-from llamaxr.vision import PATHOLOGIES, load_vision
 from llamaxr.files.vision_weights import KNOWN, OP_THRESHS, XRV_SETS
+from llamaxr.radiograph import load_radiograph
+from llamaxr.runs.vision_zoo import load_vision
+from llamaxr.vision import PATHOLOGIES
 
 xrv = pytest.importorskip("torchxrayvision")
 
 
 @pytest.fixture(scope="module")
 def network():
-    """The library's DenseNet with random weights, its batch norms as if they had seen radiographs."""
+    """The library's DenseNet with random weights, its batch norms as after training on radiographs."""
     torch.manual_seed(0)
     net = xrv.models.DenseNet(num_classes=18)
     for module in net.modules():
@@ -56,7 +57,7 @@ def test_a_published_weight_file_gives_the_librarys_own_scores(tmp_path, network
     labelled = [bool(p) for p in peer.pathologies]
     assert [s != 0.5 for s in vision.scores(grid)[0]] == labelled  # calibrated, both sides of a point
     assert (scores[0] > 0.5).any() and (scores[0] < 0.5).any()
-    again = load_vision(file, cache=tmp_path / "cache")  # from the safetensors that is kept
+    again = load_vision(file, cache=tmp_path / "cache")  # from the converted safetensors
     assert again.hash == vision.hash and torch.equal(again.scores(grid), vision.scores(grid))
 
 

@@ -1,5 +1,5 @@
-"""report.html: what stands in it; and in a real browser, that it renders, filters, steps and downloads, and
-that no report, however hostile, is ever more than text."""
+"""report.html: its content; and in a real browser, that it renders, filters, steps and downloads, and that no
+report, however hostile, is ever more than text."""
 
 import base64
 import importlib
@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,20 +18,21 @@ import pytest
 import torch
 from PIL import Image
 
-from llamaxr.report_page import page as report_page
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
-from llamaxr.runs.features import study_features
 from llamaxr.metrics import table
 from llamaxr.metrics.findings import FINDINGS
-from llamaxr.vision import PATHOLOGIES, load_vision
+from llamaxr.report_page import page as report_page
+from llamaxr.runs.features import study_features
+from llamaxr.runs.vision_zoo import load_vision
+from llamaxr.vision import PATHOLOGIES
 
 HOME = Path(__file__).resolve().parents[2]
 HOSTILE = (
     "</script><img src=x onerror=document.title='hacked'><script>document.title='hacked'</script>"
     "<!--<script> &lt;b&gt; \u2028 ]]> ${1} @DATA@ There is a small left pleural effusion."
 )
-TEXTS = [  # id, reference, generated
+TEXTS = (  # id, reference, generated
     # cardiomegaly right, effusion on the wrong side
     ("one", "The heart is enlarged. Left effusion.", "The heart is enlarged. Right effusion."),
     # pneumothorax missed, cardiomegaly invented
@@ -38,25 +40,30 @@ TEXTS = [  # id, reference, generated
     ("three", "The lungs are clear. The heart is not enlarged.", "The lungs are clear."),
     ("four <b>", HOSTILE, "No effusion. </p><svg onload=document.title='hacked'>"),  # effusion missed
     ("__proto__", "There is scoliosis.", "There is scoliosis."),  # right
-]
+)
 
 
-def judged_and_rows(texts):
-    rows = [{"id": i, "reference": r, "generated": g} for i, r, g in texts]
-    references, generated = [r for _, r, _ in texts], [g for _, _, g in texts]
+def evaluation_of(texts):
+    references, predictions = [r for _, r, _ in texts], [g for _, _, g in texts]
     train = ["The lungs are clear.", "The heart is enlarged.", "There is scoliosis."]
-    truths = [table.truth_of(r) for r in references]
-    judged = table.Judged(references, generated, truths, FINDINGS, train, outlined=truths)
-    return judged, rows
+    findings = [table.true_findings(r) for r in references]
+    return table.Evaluation(references, predictions, findings, FINDINGS, train, outlines=findings)
 
 
-def written(path, texts=TEXTS, look=None, seed=0):
-    judged, rows = judged_and_rows(texts)
-    writers = table.writers(judged, [], None, 0)
-    groups = table.judge(judged, writers, table.Scorer(judged))
-    results = {"settings": {"score": "x.jsonl", "studies": len(rows)}, "groups": groups,
-               "in_words": table.plain_words(groups), "constant_report": writers["constant"][0]}  # fmt: skip
-    report_page.write(path, results, rows, judged, table.titles(), look, seed)
+@cache
+def results():
+    """TEXTS' results. Pages of other texts show the same tables: only their studies are tested."""
+    evaluation = evaluation_of(TEXTS)
+    constant = "The heart is enlarged."
+    systems = {table.SYSTEM: evaluation.predictions, table.CONSTANT: [constant] * len(TEXTS)}
+    groups = table.evaluate(evaluation, systems, table.Scorer(evaluation))
+    return {"settings": {"score": "x.jsonl", "studies": len(TEXTS)}, "groups": groups,
+            "in_words": table.plain_words(groups), "constant_report": constant}  # fmt: skip
+
+
+def write_page(path, texts=TEXTS, views_of=None, seed=0):
+    rows = [{"id": i, "reference": r, "generated": g} for i, r, g in texts]
+    report_page.write(path, results(), rows, evaluation_of(texts), table.titles(), views_of, seed)
     return data_of(path)
 
 
@@ -66,8 +73,8 @@ def data_of(path):
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """Phantoms as studies of TEXTS' ids, with what the embedded DenseNet sees of them."""
+def phantoms(tmp_path_factory):
+    """The embedded DenseNet, phantoms with the ids of TEXTS, and their features."""
     folder, studies = tmp_path_factory.mktemp("films"), []
     for i, (name, report, _) in enumerate(TEXTS):
         paths = [folder / f"{i}-{view}.png" for view in range(2)]
@@ -79,15 +86,19 @@ def seen(tmp_path_factory):
     return vision, studies, study_features(vision, studies, torch.device("cpu"))
 
 
-def look_of(seen):
-    return lambda i: report_page.views(seen[0], seen[1][i], seen[2][i])
+@pytest.fixture(scope="module")
+def with_images(tmp_path_factory, phantoms):
+    vision, studies, features = phantoms
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(path, views_of=lambda i: report_page.views(vision, studies[i], features[i]))
+    return path
 
 
-# What stands in it
+# Its content
 
 
-def test_both_texts_are_whole_and_marked_by_what_became_of_each_finding(tmp_path):
-    studies = {s["id"]: s for s in written(tmp_path / "report.html")["studies"]}
+def test_both_texts_are_complete_and_each_finding_is_marked_by_its_outcome(tmp_path):
+    studies = {s["id"]: s for s in write_page(tmp_path / "report.html")["studies"]}
     for name, reference, generated in TEXTS:
         assert "".join(text for text, _ in studies[name]["reference"]) == reference
         assert "".join(text for text, _ in studies[name]["generated"]) == generated
@@ -106,92 +117,94 @@ def test_both_texts_are_whole_and_marked_by_what_became_of_each_finding(tmp_path
 
 
 def test_an_invented_finding_is_marked_in_the_reference_where_that_denies_it():
-    pieces = report_page.marked("The heart is not enlarged.", {"cardiomegaly": "invented"}, silent="invented")
+    pieces = report_page.marked_pieces("The heart is not enlarged.", {"cardiomegaly": "invented"}, "invented")
     assert [["cardiomegaly", "invented", "denied"]] in [marks for _, marks in pieces]
 
 
 def test_words_of_two_findings_carry_both_marks():
-    found = {"effusion": "right", "pneumothorax": "missed"}
-    (mark,) = [m for _, m in report_page.marked("A hydropneumothorax.", found, silent="missed") if m]
+    outcome_of = {"effusion": "right", "pneumothorax": "missed"}
+    (mark,) = [m for _, m in report_page.marked_pieces("A hydropneumothorax.", outcome_of, "missed") if m]
     assert {name for name, _, _ in mark} == {"effusion", "pneumothorax"}
 
 
 def test_the_worst_studies_come_first(tmp_path):
-    names = [s["id"] for s in written(tmp_path / "report.html")["studies"]]
+    names = [s["id"] for s in write_page(tmp_path / "report.html")["studies"]]
     assert names[0] == "two" and set(names[1:3]) == {"one", "four <b>"}  # 2 errors; then 1
 
 
-def test_the_blind_order_says_nothing_of_the_errors_and_each_text_is_a_as_often(tmp_path):
-    said = ("There is scoliosis.", "The lungs are clear.")
-    texts = [(f"s{i}", said[0], said[i % 2]) for i in range(400)]
-    studies = written(tmp_path / "report.html", texts)["studies"]
+def test_the_review_order_is_independent_of_the_errors_and_each_text_is_a_equally_often(tmp_path):
+    reports = ("There is scoliosis.", "The lungs are clear.")
+    texts = [(f"s{i}", reports[0], reports[i % 2]) for i in range(400)]
+    studies = write_page(tmp_path / "report.html", texts)["studies"]
     assert [s["findings"]["scoliosis"][0] for s in studies] == ["missed"] * 200 + ["right"] * 200
-    in_order = sorted(studies, key=lambda s: s["blind"][0])
+    in_order = sorted(studies, key=lambda s: s["review_position"])
     wrong_early = sum(s["findings"]["scoliosis"][0] == "missed" for s in in_order[:200])
-    first = sum(s["blind"][1] for s in studies)
-    assert 70 < wrong_early < 130 and 160 < first < 240  # within four standard deviations of chance
-    again = written(tmp_path / "again.html", texts, seed=1)["studies"]
-    assert {s["id"]: s["blind"] for s in studies} != {s["id"]: s["blind"] for s in again}
+    generated_is_a = sum(s["a_is_generated"] for s in studies)
+    assert 70 < wrong_early < 130 and 160 < generated_is_a < 240  # within four standard deviations of chance
+    again = write_page(tmp_path / "again.html", texts, seed=1)["studies"]
+    order = lambda studies: {s["id"]: (s["review_position"], s["a_is_generated"]) for s in studies}
+    assert order(studies) != order(again)
 
 
-def test_a_large_split_is_drawn_from_not_cut_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_page, "MOST", 30)
+def test_a_large_split_is_sampled_not_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_page, "MAX_STUDIES", 30)
     texts = [(f"s{i}", "The lungs are clear.", "Clear.") for i in range(300)]
-    data = written(tmp_path / "report.html", texts)
+    data = write_page(tmp_path / "report.html", texts)
     numbers = [int(s["id"][1:]) for s in data["studies"]]
-    assert len(set(numbers)) == 30 and data["of"] == 300 and max(numbers) > 200 and min(numbers) < 100
+    assert len(set(numbers)) == 30 and data["n_evaluated"] == 300
+    assert max(numbers) > 200 and min(numbers) < 100
 
 
-def test_a_heat_map_averages_to_the_score_of_its_view(seen):
-    vision, _, features = seen
-    maps = report_page.evidence(vision, features[0].grids)
-    # the grids are kept in fp16, the scores were not
+def test_a_heat_map_averages_to_the_score_of_its_view(phantoms):
+    vision, _, features = phantoms
+    maps = report_page.activation_maps(vision, features[0].grids)
+    # the grids are fp16, the scores were computed before rounding
     torch.testing.assert_close(maps.mean(2).sigmoid(), features[0].scores, atol=2e-3, rtol=0)
 
 
-def test_operating_points_move_a_map_to_zero_where_the_score_is_a_half(seen):
-    vision, _, features = seen
+def test_operating_points_move_a_map_to_zero_where_the_score_is_a_half(phantoms):
+    vision, _, features = phantoms
     points = torch.linspace(0.05, 0.9, len(PATHOLOGIES))
     points[PATHOLOGIES.index("Effusion")] = torch.nan  # never labelled
-    vision = SimpleNamespace(net=vision.net, op_threshs=points, has_scores=True)
     with torch.no_grad():
-        scores = load_vision().scores(features[0].grids.float())
-    calibrated = report_page.evidence(vision, features[0].grids).mean(2)
+        scores = vision.scores(features[0].grids.float())
+    vision = SimpleNamespace(net=vision.net, op_threshs=points, has_scores=True)
+    calibrated = report_page.activation_maps(vision, features[0].grids).mean(2)
     known = ~points.isnan()
     assert torch.equal((calibrated > 0)[:, known], (scores > points)[:, known])
-    learned = report_page.learned_by(vision)
-    assert "effusion" not in learned and "pneumothorax" in learned
+    columns = report_page.score_columns(vision)
+    assert "effusion" not in columns and "pneumothorax" in columns
 
 
-def test_maps_of_a_finding_share_one_scale_and_what_speaks_against_is_cold():
+def test_maps_of_a_finding_share_one_scale_and_counter_evidence_is_cold():
     ramp = np.arange(-24, 25, dtype=np.float32)
     heats = [{"effusion": ramp}, {"effusion": ramp / 2}, {"effusion": ramp * 0 - 1}]
-    assert report_page.to_bytes(heats) == {"effusion"}
+    assert report_page.encode_heat_maps(heats) == {"effusion"}
     top = [max(base64.b64decode(heat["effusion"])) for heat in heats]
     assert top == [255, 128, 0] and base64.b64decode(heats[0]["effusion"])[:25] == bytes(25)
 
 
-def test_the_image_is_the_crop_that_vision_saw(seen):
-    (view, *_) = look_of(seen)(0)
+def test_the_image_is_visions_crop(phantoms):
+    vision, (study, *_), (features, *_) = phantoms
+    (view, *_) = report_page.views(vision, study, features)
     kind, content = view["image"].split(",")
     image = Image.open(io.BytesIO(base64.b64decode(content)))
-    film = np.asarray(Image.open(seen[1][0].frontal)).astype(float)
+    film = np.asarray(Image.open(study.frontal)).astype(float)
     assert kind == "data:image/jpeg;base64" and image.size == (224, 224) and image.mode == "L"
     assert np.abs(np.asarray(image) - film).mean() < 4  # grey levels lost to JPEG
     assert len(content) < 20_000
 
 
-def test_an_image_that_is_gone_leaves_the_other(seen, tmp_path):
-    study = seen[1][0]
-    gone = Study(study.id, tmp_path / "gone.png", study.lateral, study.report, "test")
-    assert [view["name"] for view in report_page.views(seen[0], gone, seen[2][0])] == ["lateral"]
+def test_without_its_file_a_view_is_left_out(phantoms, tmp_path):
+    vision, (study, *_), (features, *_) = phantoms
+    study = Study(study.id, tmp_path / "gone.png", study.lateral, study.report, "test")
+    assert [view["name"] for view in report_page.views(vision, study, features)] == ["lateral"]
 
 
-def test_the_page_is_one_file_that_names_no_other(tmp_path, seen):
-    written(tmp_path / "report.html", look=look_of(seen))
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_the_page_is_one_file_that_names_no_other(with_images):
+    page = with_images.read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|url\(|@import|<link", page.split("<script")[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert [p.name for p in with_images.parent.iterdir()] == ["report.html"]
     assert page.count("<script") == 2 and page.count("</script>") == 2 and "<img" not in page
 
 
@@ -218,20 +231,13 @@ def browser(tmp_path_factory):
         yield driver
 
 
-@pytest.fixture(scope="module")
-def with_films(tmp_path_factory, seen):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    written(path, look=look_of(seen))
-    return path
-
-
 class Page:
-    """A page freshly opened, and what the tests ask of it."""
+    """A freshly opened page."""
 
-    def __init__(self, browser, path, how=""):
+    def __init__(self, browser, path, fragment=""):
         self.browser, self.path = browser, path
-        browser.get("about:blank")  # or a changed #blind alone would not open the page anew
-        browser.get(path.as_uri() + how)
+        browser.get("about:blank")  # a changed #blind alone would not load the page again
+        browser.get(path.as_uri() + fragment)
 
     def js(self, expression, *arguments):
         return self.browser.execute_script(f"return {expression}", *arguments)
@@ -259,24 +265,26 @@ class Page:
 
 
 @pytest.fixture
-def page(browser, with_films):
-    Page(browser, with_films).js("localStorage.clear()")
-    return Page(browser, with_films)
+def page(browser, with_images):
+    page = Page(browser, with_images)
+    yield page
+    page.js("localStorage.clear()")
 
 
 @pytest.fixture
-def review(browser, with_films):
-    Page(browser, with_films).js("localStorage.clear()")
-    return Page(browser, with_films, "#blind")
+def review(browser, with_images):
+    page = Page(browser, with_images, "#blind")
+    yield page
+    page.js("localStorage.clear()")
 
 
 def test_it_renders_the_tables_and_the_worst_study_with_its_films(page):
     (head,) = page.texts("#settings")
     assert head == "score x.jsonl · studies 5"
     assert [t for t in page.texts("#scores tr:first-child td:first-child") if t == "system"] == ["system"] * 4
-    assert page.texts("#scores tr.outline td:first-child") == ["outline"]  # its findings alone are scored
-    written_f1 = page.js("data.writers.all.system.findings.micro_f1[0].toFixed(3)")
-    assert any(text.startswith(written_f1) for text in page.texts("#scores tr.system td"))
+    assert page.texts("#scores tr.outline td:first-child") == ["outline"]  # scored as findings only
+    f1 = page.js("data.writers.all.system.findings.micro_f1[0].toFixed(3)")
+    assert any(text.startswith(f1) for text in page.texts("#scores tr.system td"))
     assert page.study() == "two" and len(page.listed()) == len(TEXTS)
     assert page.js("[...document.querySelectorAll('#study img')].map(i => i.naturalWidth)") == [224, 224]
     assert page.texts("#reference mark.missed") == page.texts("#generated mark.missed") == ["pneumothorax"]
@@ -290,9 +298,8 @@ def test_the_tables_change_with_the_group(page):
     assert value != page.js("data.writers.all.system.llama_xr.bleu_1[0]")
 
 
-@pytest.mark.parametrize(
-    ("finding", "outcome", "left"),
-    [
+def test_it_filters_by_finding_and_outcome(page):
+    for finding, outcome, expected in [
         ("effusion", "", {"one", "four <b>"}),
         ("effusion", "missed", {"four <b>"}),
         ("", "wrong side", {"one"}),
@@ -301,16 +308,14 @@ def test_the_tables_change_with_the_group(page):
         ("scoliosis", "no error", {"__proto__"}),
         ("cardiomegaly", "invented", {"two"}),
         ("fracture", "", set()),
-    ],
-)
-def test_it_filters_by_finding_and_error(page, finding, outcome, left):
-    page.choose("finding", finding)
-    page.choose("outcome", outcome)
-    assert set(page.listed()) == left
-    assert page.texts("#count") == [f"{len(left)} of 5 studies"]
-    assert page.study() in left if left else page.texts("#study") == ["No study is like that."]
-    page.click("#all")
-    assert len(page.listed()) == 5 and page.errors() == []
+    ]:
+        page.choose("finding", finding)
+        page.choose("outcome", outcome)
+        assert set(page.listed()) == expected
+        assert page.texts("#count") == [f"{len(expected)} of 5 studies"]
+        assert page.study() in expected if expected else page.texts("#study") == ["No study matches."]
+        page.click("#all")
+        assert len(page.listed()) == 5 and page.errors() == []
 
 
 def test_a_number_in_the_table_leads_to_its_studies(page):
@@ -319,15 +324,15 @@ def test_a_number_in_the_table_leads_to_its_studies(page):
     assert page.listed() == ["four <b>"]
 
 
-def test_keys_step_and_stop_at_the_ends_and_not_while_one_types(page):
+def test_keys_step_and_stop_at_the_ends_and_not_while_typing(page):
     from selenium.webdriver.common.keys import Keys
 
     order = page.listed()
-    seen = [page.study()]
-    for key in ("j", Keys.ARROW_RIGHT, "j", "j", "j"):  # the last finds no further study
+    shown = [page.study()]
+    for key in ("j", Keys.ARROW_RIGHT, "j", "j", "j"):  # the last has no further study
         page.press(key)
-        seen.append(page.study())
-    assert seen == [*order, order[-1]]
+        shown.append(page.study())
+    assert shown == [*order, order[-1]]
     page.press("k")
     page.press(Keys.ARROW_LEFT)
     assert page.study() == order[2]
@@ -339,47 +344,47 @@ def test_keys_step_and_stop_at_the_ends_and_not_while_one_types(page):
     assert page.study() != first
 
 
-def test_a_finding_lays_its_map_over_the_films_and_takes_it_off_again(page):
-    cover = (
+def test_a_finding_shows_its_heat_map_on_the_films_and_hides_it_again(page):
+    opacity = (
         "[...document.querySelectorAll('#study canvas')].map(c => "
         "[...c.getContext('2d').getImageData(0, 0, 224, 224).data.filter((_, i) => i % 4 === 3)])"
     )
     (study,) = [s for s in data_of(page.path)["studies"] if s["id"] == page.study()]
     page.choose("heat", "effusion")
-    for view, alpha in zip(study["views"], np.array(page.js(cover)).reshape(2, 7, 32, 7, 32), strict=True):
+    for view, alpha in zip(study["views"], np.array(page.js(opacity)).reshape(2, 7, 32, 7, 32), strict=True):
         heat = np.frombuffer(base64.b64decode(view["heat"]["effusion"]), np.uint8).reshape(7, 7)
-        # smoothing takes from peaks and gives to valleys, but a place stays where it is
+        # smoothing lowers peaks and raises valleys, but every place stays where it is
         assert np.corrcoef(alpha.mean((1, 3)).ravel(), heat.ravel())[0, 1] > 0.98
         assert 0.65 * heat.max() < alpha.max() <= 0.8 * heat.max()
     assert "vision's score of effusion" in page.texts("figcaption")[0]
     page.click(".chip[data-finding=pneumothorax]")
     assert page.js("state.heat") == "pneumothorax" and page.js("document.querySelector('#heat').value") == ""
     page.click(".chip[data-finding=pneumothorax]")
-    assert not np.any(page.js(cover)) and page.texts("figcaption") == ["frontal", "lateral"]
+    assert not np.any(page.js(opacity)) and page.texts("figcaption") == ["frontal", "lateral"]
 
 
-@pytest.mark.parametrize("how", ["", "#blind"])
-def test_hostile_reports_and_names_stay_text(page, how):
-    page = Page(page.browser, page.path, how)
-    page.js("step(state.rows.findIndex(i => data.studies[i].id === 'four <b>') - state.at)")
-    assert page.study() == "four <b>" and HOSTILE in page.texts(".report")
-    assert page.js("document.querySelectorAll('script').length") == 2
-    foreign = "img:not([src^='data:image/jpeg;base64,']), svg, b:not(.chip b)"
-    assert page.js("document.querySelectorAll(arguments[0]).length", foreign) == 0
-    loaded = page.js("performance.getEntriesByType('resource').map(r => r.name)")
-    assert all(name.startswith("data:") for name in loaded)
-    assert page.js("document.title") == "llamaxr: reports of a split" and page.errors() == []
+def test_hostile_reports_and_names_stay_text(page):
+    for fragment in ("", "#blind"):
+        page = Page(page.browser, page.path, fragment)
+        page.js("step(state.rows.findIndex(i => data.studies[i].id === 'four <b>') - state.current)")
+        assert page.study() == "four <b>" and HOSTILE in page.texts(".report")
+        assert page.js("document.querySelectorAll('script').length") == 2
+        foreign = "img:not([src^='data:image/jpeg;base64,']), svg, b:not(.chip b)"
+        assert page.js("document.querySelectorAll(arguments[0]).length", foreign) == 0
+        loaded = page.js("performance.getEntriesByType('resource').map(r => r.name)")
+        assert all(name.startswith("data:") for name in loaded)
+        assert page.js("document.title") == "llamaxr: reports of a split" and page.errors() == []
 
 
-def test_even_markup_that_came_through_could_not_run(page):
+def test_even_inserted_markup_cannot_run(page):
     page.js("document.body.insertAdjacentHTML('beforeend', arguments[0])", HOSTILE)
     time.sleep(0.2)
     assert page.js("document.title") == "llamaxr: reports of a split"
     assert any("Content Security Policy" in line["message"] for line in page.errors())
 
 
-def answer(page, letter, **given):
-    for question, value in given.items():
+def answer(page, letter, **answers):
+    for question, value in answers.items():
         page.click(f"#text-{letter} input[name='{letter} {question.replace('_', ' ')}'][value={value}]")
 
 
@@ -387,21 +392,21 @@ def downloaded(page):
     file = page.browser.folder / "review.json"
     file.unlink(missing_ok=True)
     page.click("#download")
-    until = time.monotonic() + 10
-    # Chromium reserves the name with an empty file, and moves the whole download there when it has it
-    while not (file.exists() and file.stat().st_size) and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    # Chromium reserves the name with an empty file and moves the finished download there
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_blind_review_does_not_tell_which_text_is_which(review):
+def test_the_blind_review_hides_which_text_is_which(review):
     page = review
-    by_place = sorted(data_of(page.path)["studies"], key=lambda s: s["blind"][0])
-    assert page.listed() == [s["id"] for s in by_place]
-    for study in by_place:
-        whole = ["".join(text for text, _ in study[which]) for which in ("reference", "generated")]
+    in_order = sorted(data_of(page.path)["studies"], key=lambda s: s["review_position"])
+    assert page.listed() == [s["id"] for s in in_order]
+    for study in in_order:
+        texts = ["".join(text for text, _ in study[which]) for which in ("reference", "generated")]
         a, b = page.texts("#text-A .report") + page.texts("#text-B .report")
-        assert [a, b] == (whole[::-1] if study["blind"][1] else whole)
+        assert [a, b] == (texts[::-1] if study["a_is_generated"] else texts)
         shown = page.js("document.body.innerText + document.getElementById('study').outerHTML")
         assert not re.search(r"reference|generated|missed|invented|wrong side|system|x\.jsonl", shown, re.I)
         assert page.texts("mark, .chip") == []
@@ -410,12 +415,12 @@ def test_blind_review_does_not_tell_which_text_is_which(review):
         assert not page.browser.find_element("css selector", hidden).is_displayed()
 
 
-def test_answers_are_kept_and_downloaded_with_the_text_that_they_judge(review):
+def test_answers_are_stored_and_downloaded_with_the_text_that_they_judge(review):
     page = review
     page.press('Dr. "Ä"', on="#reader")
-    judged = page.study()
+    answered = page.study()
     answer(page, "A", correct="partly", complete="no", would_sign="no")
-    assert page.texts("#list small")[0] == "begun"
+    assert page.texts("#list small")[0] == "started"
     answer(page, "B", correct="yes", complete="yes", would_sign="yes")
     page.press("side </script> \u00e4", on="#text-A textarea")
     assert page.texts("#list small")[0] == "answered"
@@ -424,36 +429,35 @@ def test_answers_are_kept_and_downloaded_with_the_text_that_they_judge(review):
     answer(page, "B", correct="no")
     file = downloaded(page)
     assert file["reader"] == 'Dr. "Ä"' and file["settings"] == {"score": "x.jsonl", "studies": 5}
-    swapped = {s["id"]: s["blind"][1] for s in data_of(page.path)["studies"]}
-    texts = ["generated", "reference"] if swapped[judged] else ["reference", "generated"]
-    mine = [a for a in file["answers"] if a["id"] == judged]
-    assert mine == [
-        {"id": judged, "text": texts[0], "shown_as": "A", "correct": "partly", "complete": "no",
+    a_is_generated = {s["id"]: s["a_is_generated"] for s in data_of(page.path)["studies"]}
+    texts = ["generated", "reference"] if a_is_generated[answered] else ["reference", "generated"]
+    assert [a for a in file["answers"] if a["id"] == answered] == [
+        {"id": answered, "text": texts[0], "shown_as": "A", "correct": "partly", "complete": "no",
          "would_sign": "no", "remarks": "side </script> ä", "seen_open_before": False},
-        {"id": judged, "text": texts[1], "shown_as": "B", "correct": "yes", "complete": "yes",
+        {"id": answered, "text": texts[1], "shown_as": "B", "correct": "yes", "complete": "yes",
          "would_sign": "yes", "remarks": "", "seen_open_before": False},
     ]  # fmt: skip
-    (other,) = [a for a in file["answers"] if a["id"] != judged]  # begun: what is not answered is null
+    (other,) = [a for a in file["answers"] if a["id"] != answered]  # started: no answer is null
     assert (other["shown_as"], other["correct"], other["would_sign"]) == ("B", "no", None)
 
-    again = Page(page.browser, page.path, "#blind")  # closed and opened
+    again = Page(page.browser, page.path, "#blind")  # opened again
     assert again.texts("#answered") == ["1 of 5 studies answered"]
     assert again.js("document.querySelector('#text-A textarea').value") == "side </script> ä"
     assert downloaded(again)["answers"] == file["answers"]
 
 
-def test_a_study_that_was_open_before_its_review_says_so(page):
+def test_a_study_that_was_opened_before_its_review_is_flagged(page):
     opened = page.study()
     page.click("#blind")
     for _ in TEXTS:
         answer(page, "A", correct="yes")
         page.press("j", on="#text-A input")
-    told = {a["id"]: a["seen_open_before"] for a in downloaded(page)["answers"]}
-    assert told == {name: name == opened for name, _, _ in TEXTS}
+    flags = {a["id"]: a["seen_open_before"] for a in downloaded(page)["answers"]}
+    assert flags == {name: name == opened for name, _, _ in TEXTS}
 
 
-def test_without_images_all_but_the_films_is_there(browser, tmp_path):
-    written(tmp_path / "report.html")
+def test_without_images_only_the_films_are_missing(browser, tmp_path):
+    write_page(tmp_path / "report.html")
     page = Page(browser, tmp_path / "report.html")
     page.press("j")
     assert len(page.listed()) == 5 and page.texts("#study img") == page.texts("#heat") == []
@@ -465,7 +469,7 @@ def test_without_images_all_but_the_films_is_there(browser, tmp_path):
 def test_eval_score_leaves_a_page(browser, tmp_path, capsys):
     sys.path.insert(0, str(HOME))
     evaluate = importlib.import_module("eval")
-    rows = [{"id": i, "reference": r, "generated": ""} for i, r, _ in TEXTS]  # a system that says nothing
+    rows = [{"id": i, "reference": r, "generated": ""} for i, r, _ in TEXTS]  # a system that writes nothing
     (tmp_path / "theirs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     evaluate.main(["--score", str(tmp_path / "theirs.jsonl")])
     assert str(tmp_path / "theirs-scores" / "report.html") in capsys.readouterr().out

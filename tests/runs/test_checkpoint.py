@@ -8,11 +8,11 @@ from bitsandbytes.optim import AdamW8bit
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from llamaxr.runs import checkpoint
 from llamaxr.errors import UserError
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector
+from llamaxr.runs import checkpoint
 from llamaxr.weights import load_llama
 from tests.conftest import write_base
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_another_base_is_refused(base, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "incomplete"])
-def test_a_checkpoint_without_its_whole_optimiser_is_not_resumed_but_can_be_used(base, tmp_path, damage):
+def test_a_checkpoint_without_a_complete_optimiser_is_not_resumed_but_can_be_used(base, tmp_path, damage):
     model, optimizer = assemble(base, 1)
     folder = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5, optimizer)
     file = folder / "optimizer.safetensors"
@@ -131,7 +131,7 @@ def test_a_state_that_cannot_be_is_refused_by_its_folder(base, tmp_path, values)
         checkpoint.best(tmp_path)
 
 
-def test_what_a_killed_run_left_half_written_is_passed_over(base, tmp_path):
+def test_a_checkpoint_that_a_killed_run_left_incomplete_is_ignored(base, tmp_path):
     model, _ = assemble(base, 1)
     (tmp_path / "step-000002.tmp").mkdir()
     (tmp_path / "step-000002.tmp" / "adapter_model.safetensors").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""Features are looked at once, kept, and never stale."""
+"""Features are computed once, cached, and never stale."""
 
 import dataclasses
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 
-from llamaxr.runs import features
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
-from llamaxr.runs.features import study_features
 from llamaxr.radiograph import load_radiograph
-from llamaxr.vision import load_vision
+from llamaxr.runs import features
+from llamaxr.runs.features import study_features
+from llamaxr.runs.vision_zoo import load_vision
+from llamaxr.vision import StudyFeatures, extract_features
 
 CPU = torch.device("cpu")
 
@@ -43,16 +44,16 @@ def same(a, b):
     )
 
 
-def test_kept_features_equal_fresh_ones_and_are_not_computed_again(vision, studies, tmp_path):
-    fresh, looked = study_features(vision, studies, CPU), []
+def test_cached_features_equal_fresh_ones_and_are_not_computed_again(vision, studies, tmp_path):
+    fresh, computed = study_features(vision, studies, CPU), []
     for _ in range(2):
-        assert same(study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append), fresh)
-    assert looked == [sum(len(s.views) for s in studies)]
+        assert same(study_features(vision, studies, CPU, tmp_path / "cache", progress=computed.append), fresh)
+    assert computed == [sum(len(s.views) for s in studies)]
     assert fresh[0].views == [0] and fresh[1].views == [0, 1]
     assert fresh[1].grids.shape == (2, vision.n_channels, 7, 7) and fresh[1].scores.shape == (2, 18)
 
 
-def test_features_do_not_depend_on_the_batch_they_were_looked_at_in(vision, studies):
+def test_features_do_not_depend_on_their_batch(vision, studies):
     for a, b in zip(
         study_features(vision, studies, CPU, batch=1), study_features(vision, studies, CPU), strict=True
     ):
@@ -65,30 +66,28 @@ def test_a_changed_image_is_noticed(vision, studies, tmp_path):
     Image.fromarray(phantom(7, 7)[1][0]).save(studies[1].frontal)
     after = study_features(vision, studies, CPU, tmp_path / "cache")
     for a, b in zip(after, study_features(vision, studies, CPU), strict=True):
-        torch.testing.assert_close(a.grids, b.grids, rtol=2e-3, atol=1e-3)  # looked at alone, not in a batch
+        torch.testing.assert_close(a.grids, b.grids, rtol=2e-3, atol=1e-3)  # computed alone, not in a batch
     assert same(after[:1], before[:1]) and not same(after[1:2], before[1:2])
 
 
-def test_only_a_changed_image_is_looked_at_again_and_a_part_of_the_studies_not_at_all(
-    vision, studies, tmp_path
-):
+def test_only_a_changed_image_is_computed_again_and_a_part_of_the_studies_is_not(vision, studies, tmp_path):
     study_features(vision, studies, CPU, tmp_path / "cache")
     Image.fromarray(phantom(7, 7)[1][0]).save(studies[1].frontal)
-    looked = []
-    study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append)
-    part = study_features(vision, studies[::-1][:2], CPU, tmp_path / "cache", progress=looked.append)
-    assert looked == [1] and same(part, study_features(vision, studies, CPU, tmp_path / "cache")[:0:-1])
+    computed = []
+    study_features(vision, studies, CPU, tmp_path / "cache", progress=computed.append)
+    part = study_features(vision, studies[::-1][:2], CPU, tmp_path / "cache", progress=computed.append)
+    assert computed == [1] and same(part, study_features(vision, studies, CPU, tmp_path / "cache")[:0:-1])
 
 
-def test_an_interrupted_look_goes_on_after_its_last_batch(vision, studies, tmp_path):
+def test_an_interrupted_computation_goes_on_after_its_last_batch(vision, studies, tmp_path):
     def interrupt(n):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         study_features(vision, studies, CPU, tmp_path / "cache", batch=2, progress=interrupt)
-    looked = []
-    again = study_features(vision, studies, CPU, tmp_path / "cache", batch=2, progress=looked.append)
-    assert sum(looked) == sum(len(s.views) for s in studies) - 2
+    computed = []
+    again = study_features(vision, studies, CPU, tmp_path / "cache", batch=2, progress=computed.append)
+    assert sum(computed) == sum(len(s.views) for s in studies) - 2
     assert same(again, study_features(vision, studies, CPU, batch=2))
 
 
@@ -97,58 +96,59 @@ def test_another_crop_is_noticed(vision, studies, tmp_path, monkeypatch):
     other = tmp_path / "radiograph.py"
     other.write_text(Path(features.radiograph.__file__).read_text() + "# another crop\n")
     monkeypatch.setattr(features.radiograph, "__file__", str(other))
-    looked = []
-    study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append)
-    assert looked
+    computed = []
+    study_features(vision, studies, CPU, tmp_path / "cache", progress=computed.append)
+    assert computed
 
 
-def test_unreadable_images_are_counted_when_all_others_are_kept(vision, studies, tmp_path):
+def test_unreadable_images_are_counted_when_all_others_are_cached(vision, studies, tmp_path):
     studies[0].frontal.write_bytes(b"no image")
     studies[1].lateral.write_bytes(b"")
     with pytest.raises(UserError, match=r"2 images cannot be read; the first: .*1_1.png is empty"):
         study_features(vision, studies, CPU, tmp_path / "cache")
-    looked, told = [], []
-    seen = study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append, unreadable=told)
-    assert looked == [1] and len(told) == 2  # only the damaged one is tried again
-    assert [f.views for f in seen] == [[], [0], studies[2].views and [v for v, _ in studies[2].views]]
-    assert seen[1].grids.shape == (1, vision.n_channels, 7, 7)
+    computed, errors = [], []
+    found = study_features(
+        vision, studies, CPU, tmp_path / "cache", progress=computed.append, unreadable=errors
+    )
+    assert computed == [1] and len(errors) == 2  # only the damaged one is tried again
+    assert [f.views for f in found] == [[], [0], studies[2].views and [v for v, _ in studies[2].views]]
+    assert found[1].grids.shape == (1, vision.n_channels, 7, 7)
 
 
-def test_one_unreadable_image_is_told_in_its_own_words(vision, studies):
+def test_one_unreadable_image_is_reported_by_its_own_error(vision, studies):
     studies[0].frontal.write_bytes(b"no image")
     with pytest.raises(UserError, match="0_0.png is no PNG"):
         study_features(vision, studies, CPU)
 
 
-def test_the_same_image_in_two_studies_is_looked_at_once(vision, studies, tmp_path):
-    looked = []
+def test_the_same_image_in_two_studies_is_computed_once(vision, studies, tmp_path):
+    computed = []
     twice = [studies[0], dataclasses.replace(studies[0], id="again")]
-    a, b = study_features(vision, twice, CPU, progress=looked.append)
-    assert looked == [1] and torch.equal(a.grids, b.grids)
+    a, b = study_features(vision, twice, CPU, progress=computed.append)
+    assert computed == [1] and torch.equal(a.grids, b.grids)
 
 
-def test_other_weights_are_noticed(vision, studies, tmp_path):
+def test_other_weights_are_noticed(vision, studies, tmp_path, monkeypatch):
     study_features(vision, studies, CPU, tmp_path / "cache")
-    looked, old = [], vision.hash
-    vision.hash = "another"
-    study_features(vision, studies, CPU, tmp_path / "cache", progress=looked.append)
-    vision.hash = old
-    assert looked
+    computed = []
+    monkeypatch.setattr(vision, "hash", "another")
+    study_features(vision, studies, CPU, tmp_path / "cache", progress=computed.append)
+    assert computed
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
 def test_a_damaged_cache_file_is_computed_again(vision, studies, tmp_path, damage):
     fresh = study_features(vision, studies, CPU, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*/*")
-    whole = file.read_bytes()
-    fresh = [features.StudyFeatures(f.views, f.grids.clone(), f.scores.clone()) for f in fresh]
+    content = file.read_bytes()
+    fresh = [StudyFeatures(f.views, f.grids.clone(), f.scores.clone()) for f in fresh]
     file.unlink()
-    file.write_bytes(damage(whole))
+    file.write_bytes(damage(content))
     assert same(study_features(vision, studies, CPU, tmp_path / "cache"), fresh)
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == content
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_no_half_file(vision, studies, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(vision, studies, tmp_path, monkeypatch):
     def full(tensors, path, metadata):
         path.write_bytes(b"half")
         raise features.SafetensorError("I/O error: No space left on device (os error 28)")
@@ -163,7 +163,7 @@ def test_a_mirrored_radiograph_gives_other_features(vision, studies, tmp_path):
     film = Image.open(studies[0].frontal)
     ImageOps.mirror(film).save(tmp_path / "mirrored.png")
     films = [load_radiograph(path) for path in (studies[0].frontal, tmp_path / "mirrored.png")]
-    plain, mirrored = features.look(vision, films, CPU)[0].float()
+    plain, mirrored = extract_features(vision, films, CPU)[0].float()
     assert (plain - mirrored).norm() > 0.1 * plain.norm()
     assert (plain - mirrored.flip(-1)).norm() > 0  # nor are they the mirrored features
 

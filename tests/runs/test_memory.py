@@ -1,14 +1,16 @@
 import pytest
 import torch
 
-from llamaxr import llama
-from llamaxr.runs import memory
-from llamaxr.llama import Llama, LlamaConfig, Packing
+from llamaxr.fast import packing
+from llamaxr.fast.packing import Packing
+from llamaxr.fast.training import FASTER
+from llamaxr.llama import Llama, LlamaConfig
 from llamaxr.lora import add_lora
+from llamaxr.runs import memory
 
 LLAMA_8B = LlamaConfig()
 RUN = {"in_4_bits": True, "dtype": torch.bfloat16, "rank": 16, "projector": (1024, 7), "rows": 1, "time": 256,
-       "report_tokens": 100, "recompute": False}  # fmt: skip
+       "report_tokens": 100, "recompute": False, "plain": False}  # fmt: skip
 
 
 def test_llama_3_1_8b_in_nf4_takes_what_its_parts_sum_up_to():
@@ -19,27 +21,33 @@ def test_llama_3_1_8b_in_nf4_takes_what_its_parts_sum_up_to():
     assert needs["adapters and projector"] == (41_943_040 + projector) * 4
 
 
-@pytest.mark.parametrize("short", [512, 0])
-def test_the_estimate_of_a_block_is_what_autograd_keeps(short, monkeypatch):
-    for module in (memory, llama):
+@pytest.mark.parametrize(("plain", "short"), [(False, 512), (False, 0), (True, 0)])
+def test_the_estimate_of_a_block_is_what_autograd_keeps(plain, short, monkeypatch):
+    for module in (memory, packing):
         monkeypatch.setattr(module, "SHORT", short)
     config = LlamaConfig(
         vocab_size=100, dim=192, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, ffn_dim=512
     )
-    model, kept = Llama(config), {}
+    model, saved = Llama(config), {}
     add_lora(model, 1, 1.0)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
-    def keep(tensor):
+    def save(tensor):
         if (storage := tensor.untyped_storage()).data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.randn(1, 2 * 100, 192, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        y = model.hidden(x, packing=Packing.of([100, 100], 0))
-    measured = sum(kept.values())
-    estimate = memory.activations(config, 2, 100, torch.float32, recompute=False)
+    x = torch.randn(2, 100, 192, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+        if plain:
+            y = model.hidden(x)
+        else:
+            for module in model.modules():
+                module.__class__ = FASTER.get(type(module), type(module))
+            packed = Packing.of([100, 100], 0)
+            y = model.packed_hidden(x.reshape(1, 200, 192), packed, torch.arange(200))
+    measured = sum(saved.values())
+    estimate = memory.activations(config, 2, 100, torch.float32, recompute=False, plain=plain)
     assert y.requires_grad and 0.9 <= measured / estimate <= 1.1
 
 
@@ -53,20 +61,20 @@ def test_recompute_needs_far_less():
 
 
 @pytest.mark.parametrize(
-    ("has", "rows", "recompute", "in_4_bits", "mend"),
+    ("free", "rows", "recompute", "in_4_bits", "remedy"),
     [(20, 8, False, True, None), (14, 8, False, True, "--recompute"), (14, 8, True, True, "--batch 6"),
      (8, 8, True, True, "--grid"), (7.9, 1, True, False, "--quantize"), (7, 1, True, True, "smaller --base")],
 )  # fmt: skip
-def test_the_advice_names_what_would_make_it_fit(has, rows, recompute, in_4_bits, mend):
+def test_the_advice_names_what_would_make_it_fit(free, rows, recompute, in_4_bits, remedy):
     needs = {"weights": 6 * memory.GIB, "program": 2 * memory.GIB, "activations": 8 * memory.GIB}
-    said = memory.advice(needs, int(has * memory.GIB), rows, recompute, in_4_bits)
-    assert said is None if mend is None else mend in said
+    advice = memory.advice(needs, int(free * memory.GIB), rows, recompute, in_4_bits)
+    assert advice is None if remedy is None else remedy in advice
 
 
-def test_what_is_available_is_at_most_what_the_machine_has():
-    assert 0 < memory.available(torch.device("cpu")) < 2**45
+def test_free_memory_is_at_most_what_the_machine_has():
+    assert 0 < memory.free_memory(torch.device("cpu")) < 2**45
 
 
 def test_a_system_that_does_not_tell_stops_nothing(monkeypatch):
     monkeypatch.setattr(memory, "_read", lambda *_: None)
-    assert memory.available(torch.device("cpu")) == 2**63
+    assert memory.free_memory(torch.device("cpu")) == 2**63

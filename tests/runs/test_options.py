@@ -1,13 +1,13 @@
 """A script's options: one dataclass is the command line, its bounds and the run's config.json."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import pytest
 
 from llamaxr.errors import UserError
 from llamaxr.runs.options import from_json, option, parse, to_json
-from llamaxr.runs.run import TrainOptions
+from llamaxr.runs.recipes import apply_recipe
 
 
 @dataclass(frozen=True)
@@ -15,16 +15,22 @@ class Options:
     rate: float = option(0.5, "a share, in %", above=0, at_most=1)
     count: int = option(3, "how many", at_least=1)
     kind: str = option("a", "which", choices=("a", "b"))
-    out_dir: Path | None = option(None, "where")
+    out_dir: Path | None = option(None, "where (default: here)")
     fast: bool = option(False, "hurry")
+    sure: bool | None = option(None, "certainly")
+
+
+@dataclass(frozen=True)
+class Required:
+    count: int = option(MISSING, "how many")
 
 
 def test_flags_are_the_fields_and_defaults_stand_where_none_is_given():
-    options, _, given = parse(Options, "", [])
-    assert options == Options() and given == set()
-    options, rest, given = parse(Options, "", ["x", "--rate", "1", "--out-dir", "d", "--fast"], {"name": {}})
-    assert options == Options(rate=1.0, out_dir=Path("d"), fast=True) and rest.name == "x"
-    assert given == {"rate", "out_dir", "fast"}
+    options, _ = parse(Options, "", [])
+    assert options == Options()
+    argv = ["x", "--rate", "1", "--out-dir", "d", "--fast", "--no-sure"]
+    options, extra = parse(Options, "", argv, {"name": {}})
+    assert options == Options(rate=1.0, out_dir=Path("d"), fast=True, sure=False) and extra.name == "x"
 
 
 @pytest.mark.parametrize(
@@ -50,19 +56,23 @@ def test_bad_usage_exits_with_code_two(argv, capsys):
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err
 
 
-def test_a_switch_can_be_turned_off_and_then_counts_as_given():
-    options, _, given = parse(Options, "", ["--no-fast"])
-    assert options == Options() and given == {"fast"}
+def test_the_caller_gives_defaults_that_the_dataclass_leaves_open_and_a_switch_can_be_turned_off():
+    assert parse(Required, "", [], defaults={"count": 7})[0] == Required(count=7)
+    assert parse(Required, "", ["--count", "1"], defaults={"count": 7})[0] == Required(count=1)
+    assert parse(Options, "", ["--no-fast"], defaults={"fast": True})[0] == Options()
 
 
 def test_help_shows_every_default(capsys):
     with pytest.raises(SystemExit):
-        parse(Options, "What it does.", ["--help"])
+        parse(Options, "What it does.", ["--help"], defaults={"count": 7})
     text = capsys.readouterr().out
-    assert "a share, in % (default: 0.5)" in text and "where (default: none)" in text
+    assert "a share, in % (default: 0.5)" in text and "how many (default: 7)" in text
+    assert "where (default: here)\n" in text
 
 
-@pytest.mark.parametrize("options", [Options(), Options(0.25, 7, "b", Path("x/y"), True), TrainOptions()])
+@pytest.mark.parametrize(
+    "options", [Options(), Options(0.25, 7, "b", Path("x/y"), True, False), apply_recipe("paper")]
+)
 def test_options_come_back_from_json_as_they_went_in(options):
     assert from_json(type(options), to_json(options), Path("config.json")) == options
 
@@ -70,7 +80,7 @@ def test_options_come_back_from_json_as_they_went_in(options):
 @pytest.mark.parametrize(
     "change",
     [{"rate": "0.5"}, {"rate": True}, {"count": 1.0}, {"count": True}, {"count": None}, {"fast": 1},
-     {"out_dir": 3}, {"kind": "c"}, {"count": 0}, {"rate": None}],
+     {"out_dir": 3}, {"kind": "c"}, {"count": 0}, {"rate": None}, {"sure": 1}],
 )  # fmt: skip
 def test_a_config_with_a_wrong_type_or_bound_is_refused(change):
     with pytest.raises(UserError, match=next(iter(change)).replace("_", ".")):
@@ -83,11 +93,7 @@ def test_a_config_from_before_an_option_was_has_its_default():
     assert from_json(Options, values, Path("config.json")) == Options(count=7)
 
 
-def test_an_empty_config_is_refused():
-    with pytest.raises(UserError, match="config.json does not hold"):
-        from_json(Options, {}, Path("config.json"))
-
-
-def test_a_config_with_an_unknown_option_is_refused():
-    with pytest.raises(UserError, match="config.json does not hold.*newer"):
-        from_json(Options, {**to_json(Options()), "newer": 1}, Path("config.json"))
+@pytest.mark.parametrize("values", [{}, {"count": 1, "newer": 1}])
+def test_a_config_with_a_missing_or_unknown_option_is_refused(values):
+    with pytest.raises(UserError, match="config.json does not hold.*(count is missing|newer is unknown)"):
+        from_json(Required, values, Path("config.json"))

@@ -1,4 +1,4 @@
-"""What a data set is told in."""
+"""Describing a data set: its numbers, what counts as normal, and train.py --describe."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import train
-from llamaxr.tools.describe import as_text, describe, normal
 from llamaxr.data.study import Study
+from llamaxr.tools.describe import as_text, describe, is_normal
 
 A, B = Path("a.png"), Path("b.png")
 STUDIES = [
@@ -31,7 +31,7 @@ def test_the_numbers_of_a_split():
 
 
 @pytest.mark.parametrize(
-    "study, told",
+    "study, expected",
     [
         (Study("d", A, None, "Effusion.", "train", frozenset()), (True, "drawn")),
         (Study("d", A, None, "Clear.", "train", frozenset({"effusion"})), (False, "drawn")),
@@ -41,13 +41,13 @@ def test_the_numbers_of_a_split():
         (Study("d", A, None, "Effusion.", "train"), (False, "labelled")),
     ],
 )
-def test_normal_is_decided_by_the_best_that_is_known(study, told):
-    assert normal(study) == told
+def test_normal_is_decided_by_the_best_source_there_is(study, expected):
+    assert is_normal(study) == expected
 
 
-def test_the_text_names_each_split_how_normal_was_decided_and_one_study_whole():
+def test_the_text_has_each_split_the_source_of_normal_and_all_of_one_study():
     text = as_text(describe(STUDIES))
-    assert "train        2" in text and 'MeSH terms say "normal" (2 studies)' in text
+    assert "train        2" in text and 'MeSH terms include "normal" (2 studies)' in text
     assert (
         "labeller" in text and "report: The heart is enlarged." in text and "terms: Cardiomegaly/mild" in text
     )

@@ -1,4 +1,4 @@
-"""Export: what other programs open gives what ours gives."""
+"""Exports: other programs load them and compute the same logits."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llamaxr.runs import checkpoint
-from llamaxr.tools import export
 from llamaxr.errors import UserError
 from llamaxr.lora import LoRALinear, add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.nf4 import NF4Linear
 from llamaxr.projector import Projector
+from llamaxr.runs import checkpoint
 from llamaxr.runs.run import DEMO, TINY_BASE
+from llamaxr.tools import export
 from llamaxr.weights import load_llama
 
 peft = pytest.importorskip("peft")
@@ -61,13 +61,13 @@ def test_peft_loads_the_adapter_on_the_base_in_nf4_and_gives_the_same_logits(ada
     theirs = transformers.LlamaForCausalLM.from_pretrained(
         TINY_BASE, quantization_config=nf4, dtype=torch.float32
     )
-    # not .eval(), in which bitsandbytes multiplies in bf16 on a CPU with AVX512-BF16; nothing drops out here
+    # not .eval(): there bitsandbytes multiplies in bf16 on a CPU with AVX512-BF16. There is no dropout.
     theirs = peft.PeftModel.from_pretrained(theirs, adapter).train()
     with torch.no_grad():
         assert (theirs(IDS).logits - trained("nf4").llama(IDS)).abs().max() <= 1e-4
 
 
-def test_the_projector_stands_beside_the_adapter_and_the_base_is_named(adapter):
+def test_the_projector_comes_with_the_adapter_and_the_base_is_named(adapter):
     ours = load_file(checkpoint.best(DEMO) / "projector.safetensors")
     theirs = load_file(adapter / "projector.safetensors")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -83,11 +83,11 @@ def test_transformers_loads_the_merged_model_and_it_is_the_dequantised_base_plus
     assert len(layers) == 7 * theirs.config.num_hidden_layers
     for name, layer in layers.items():
         assert isinstance(layer.base, NF4Linear)
-        sum_ = layer.base.dequantise(torch.float32) + layer.lora_B @ layer.lora_A  # alpha / rank is 1
+        sum_ = layer.base.weight + layer.lora_B @ layer.lora_A  # alpha / rank is 1
         assert torch.equal(weights[f"model.{name}.weight"], sum_.bfloat16())
 
 
-def test_ours_and_transformers_read_the_merged_model_alike(merged):
+def test_our_loader_and_transformers_give_the_merged_model_the_same_logits(merged):
     theirs = transformers.LlamaForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
     llama, tokenizer = load_llama(merged)
     with torch.no_grad():
@@ -95,30 +95,29 @@ def test_ours_and_transformers_read_the_merged_model_alike(merged):
     assert tokenizer.encode("The lungs are clear.")
 
 
-def test_the_stated_difference_is_the_one_between_the_unmerged_and_the_merged_model(merged):
+def test_the_printed_difference_is_the_one_between_the_unmerged_and_the_merged_model(merged):
     model = trained("nf4")
-    text = export.prompt_text(export.PROBE[0]) + export.PROBE[1]
-    ids = torch.tensor([model.tokenizer.encode(text)])
+    ids = torch.tensor([model.tokenizer.encode(export.COMPARED_TEXT)])
     with torch.no_grad():
         gap = (model.llama(ids) - load_llama(merged)[0](ids)).abs().max().item()
     worst, spread, same, n = export.difference(model.llama, model.tokenizer, merged)
     assert worst == pytest.approx(gap, rel=1e-3) and 0 < worst < 0.05 * spread and same > 0.9 * n
 
 
-def test_shards_hold_all_and_their_index_is_right(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "SHARD", 2**20)
+def test_the_shards_are_complete_and_their_index_is_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 2**20)
     export.main([str(DEMO), str(tmp_path / "out"), "--merge"])
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
     load_llama(tmp_path / "out")
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
+def test_an_existing_folder_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         export.main([str(DEMO), str(tmp_path)])
 
 
 def peft_adapter(folder: Path, **other) -> Path:
-    """An adapter that peft itself made, on two of the seven linears."""
+    """An adapter made by peft, on two of the seven linears."""
     config = peft.LoraConfig(**{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "up_proj"], **other})
     model = transformers.LlamaForCausalLM.from_pretrained(TINY_BASE, dtype=torch.float32)
     model = peft.get_peft_model(model, config)
@@ -137,7 +136,7 @@ def fresh(rank=8):
     return LlamaXR(Projector(64, llama.config.dim), llama, tokenizer, "tokens")
 
 
-def test_an_adapter_of_pefts_own_can_be_imported(tmp_path):
+def test_an_adapter_made_by_peft_can_be_loaded(tmp_path):
     folder, model = peft_adapter(tmp_path / "peft"), fresh()
     checkpoint.load_adapter(folder, model, 8, 16.0)
     with torch.no_grad():
@@ -145,15 +144,15 @@ def test_an_adapter_of_pefts_own_can_be_imported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "named"),
+    ("other", "reason"),
     [({"r": 4}, "r is 4"), ({"lora_alpha": 4}, "lora_alpha is 4"), ({"use_rslora": True}, "use_rslora"),
      ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
      ({"target_modules": ["lm_head"]}, "lm_head"),
      ({"rank_pattern": {"q_proj": 2}}, "rank_pattern")],
 )  # fmt: skip
-def test_an_adapter_of_another_kind_is_refused_by_name(tmp_path, other, named):
+def test_an_adapter_of_another_kind_is_refused_with_the_reason(tmp_path, other, reason):
     folder = peft_adapter(tmp_path / "peft", **other)
-    with pytest.raises(UserError, match=named) as caught:
+    with pytest.raises(UserError, match=reason) as caught:
         checkpoint.load_adapter(folder, fresh(), 8, 16.0)
     assert "\n" not in str(caught.value)
 

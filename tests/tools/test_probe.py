@@ -1,4 +1,4 @@
-"""python -m llamaxr.tools.probe on a small run of phantoms: what it leaves, prints, and refuses."""
+"""python -m llamaxr.tools.probe on a small run of phantoms: what it writes, prints and refuses."""
 
 import json
 import math
@@ -7,27 +7,27 @@ import pytest
 import torch
 
 import train
-from llamaxr.tools import probe
 from llamaxr.data.study import Study
 from llamaxr.errors import one_line_errors
-from llamaxr.runs.features import StudyFeatures
 from llamaxr.metrics.findings import find
-from llamaxr.runs.run import load_vision
-from llamaxr.vision import PATHOLOGIES
+from llamaxr.runs.features import pooled_features
+from llamaxr.runs.vision_zoo import load_vision
+from llamaxr.tools import probe
+from llamaxr.vision import PATHOLOGIES, StudyFeatures
 from tests.conftest import lay_out_phantoms
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Three steps on 24 phantoms, and in the place of eval.py's one report for all the eight to test."""
+    """Three steps on 24 phantoms, and in place of eval.py's reports one report for all eight test studies."""
     root = tmp_path_factory.mktemp("iu")
-    tested = lay_out_phantoms(root, 24, 8, 8)["test"]
+    test = lay_out_phantoms(root, 24, 8, 8)["test"]
     reports = [
-        {"id": s["id"], "reference": s["report"], "generated": "Small right pneumothorax."} for s in tested
+        {"id": s["id"], "reference": s["report"], "generated": "Small right pneumothorax."} for s in test
     ]
-    call(train, "--data", "iu_xray", "--base", "tiny", "--root", root, "--cache", root / "cache", "--device",
-         "cpu", "--steps", 3, "--batch", 8, "--lr", 3e-3, "--val-every", 3, "--val-studies", 0, "--warmup", 1,
-         "--n-samples", 0, "--wording", "own", "--out", root / "run")  # fmt: skip
+    call(train, "--data", "iu_xray", "--base", "tiny", "--vision", "tiny", "--root", root, "--cache",
+         root / "cache", "--device", "cpu", "--steps", 3, "--batch", 8, "--lr", 3e-3, "--val-every", 3,
+         "--val-studies", 0, "--warmup", 1, "--n-samples", 0, "--out", root / "run")  # fmt: skip
     torch.set_flush_denormal(False)  # train.py sets it
     (root / "run" / "eval-test").mkdir()
     lines = "".join(json.dumps(row) + "\n" for row in reports)
@@ -43,21 +43,21 @@ def call(script, *argv):
 @pytest.fixture(scope="module")
 def probed(run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "LEAST", 3)  # few of the 24 to train have any one finding
+        patch.setattr(probe, "MIN_EXAMPLES", 3)  # few of the 24 have any one finding
         call(probe, "--run", run, "--device", "cpu")
     return json.loads((run / "eval-test" / "probes.json").read_text())
 
 
-def test_a_reader_of_val_starts_and_ends_at_the_training_runs_own_validation_loss(run, tmp_path):
+def test_on_val_the_start_and_the_fine_tuned_model_have_the_training_runs_validation_loss(run, tmp_path):
     call(probe, "--run", run, "--split", "val", "--out", tmp_path, "--batch", 3, "--device", "cpu")
     readers = json.loads((tmp_path / "probes.json").read_text())["perplexity"]["readers"]
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # one arithmetic in two orders: batches of 3 there, of 8 here
+    # the same arithmetic in another order: batches of 3, not of 8
     assert math.log(readers[probe.START]["all"][0]) == pytest.approx(losses[0]["val_loss"], abs=1e-4)
     assert math.log(readers[probe.TUNED]["all"][0]) == pytest.approx(losses[-1]["val_loss"], abs=1e-4)
 
 
-def test_the_base_reads_no_images_and_the_swap_reads_others(probed):
+def test_the_four_readers_differ_and_fine_tuning_lowers_the_perplexity(probed):
     readers = probed["perplexity"]["readers"]
     values = {name: row["all"][0] for name, row in readers.items()}
     assert len(set(values.values())) == 4 and values[probe.TUNED] < values[probe.START]
@@ -69,43 +69,43 @@ def test_the_base_reads_no_images_and_the_swap_reads_others(probed):
 
 def test_each_class_with_enough_studies_has_its_auroc_with_an_interval(probed):
     features = probed["features"]
-    assert features["annotations"] == "what the reports assert"  # this layout carries no index terms
-    assert (features["train"], features["asked"]) == (24, 8) and len(features["classes"]) > 2
+    assert features["annotations"] == "what the reports assert"  # this layout has no index terms
+    assert (features["train"], features["evaluated"]) == (24, 8) and len(features["classes"]) > 2
     for row in features["classes"].values():
-        assert 3 <= row["train"] <= 21 and 0 < row["asked"] < 8
-        for low_to_high in (row[kind] for kind in ("probe", "score") if kind in row):
-            assert 0 <= low_to_high[1] <= low_to_high[0] <= low_to_high[2] <= 1
+        assert 3 <= row["train"] <= 21 and 0 < row["evaluated"] < 8
+        for value, low, high in (row[kind] for kind in ("probe", "score") if kind in row):
+            assert 0 <= low <= value <= high <= 1
 
 
-def test_what_is_asserted_of_every_study_is_denied_where_its_scores_are_low(run, probed, capsys):
+def test_an_assertion_is_denied_where_its_scores_are_low(run, probed, capsys):
     by = probed["denied"]["reports"]
     assert by["generated"]["pneumothorax"]["asserted"] == 8 and by["generated"]["all"]["asserted"] == 8
     assert by["swapped"] == by["generated"]  # one report for all
     assert by["true"]["all"]["asserted"] > by["true"]["pneumothorax"]["asserted"] > 0
     call(probe, "--run", run, "--device", "cpu", "--below", 1.0, "--limit", 4)
-    told = json.loads((run / "eval-test" / "probes.json").read_text())["denied"]["reports"]["generated"]
-    assert (told["pneumothorax"]["denied"], told["pneumothorax"]["asserted"]) == (4, 4)  # no score reaches 1
-    said = capsys.readouterr().out
-    assert all(words in said for words in ("linear probe", probe.BASE, probe.SWAPPED, "4/4 1.000"))
+    rows = json.loads((run / "eval-test" / "probes.json").read_text())["denied"]["reports"]["generated"]
+    assert (rows["pneumothorax"]["denied"], rows["pneumothorax"]["asserted"]) == (4, 4)  # no score reaches 1
+    out = capsys.readouterr().out
+    assert all(words in out for words in ("linear probe", probe.BASE, probe.SWAPPED, "4/4 1.000"))
 
 
-def test_findings_come_from_what_was_drawn_or_indexed_before_what_is_written():
-    seen = StudyFeatures([0], torch.zeros(1, 4, 7, 7), torch.zeros(1, 18))
-    made = lambda **known: Study("1", None, None, "Large effusion.", "test", **known)
-    parts = lambda *studies: [[(seen, study) for study in studies]]
+def test_findings_come_from_drawings_or_index_terms_before_reports():
+    features = StudyFeatures([0], torch.zeros(1, 4, 7, 7), torch.zeros(1, 18))
+    study = lambda **known: Study("1", None, None, "Large effusion.", "test", **known)
+    parts = lambda *studies: [[(features, study) for study in studies]]
     found = lambda *studies: [names for _, names in probe.annotations(parts(*studies))[1][0]]
-    assert found(made(findings=frozenset({"nodule"}))) == [{"nodule"}]
-    assert found(made(terms=("Cicatrix/lung",)), made(terms=("No Indexing",))) == [{"scar"}]
-    assert found(made(terms=("normal",))) == [{"no finding"}]
-    assert found(made()) == [find("Large effusion.")]
+    assert found(study(findings=frozenset({"nodule"}))) == [{"nodule"}]
+    assert found(study(terms=("Cicatrix/lung",)), study(terms=("No Indexing",))) == [{"scar"}]
+    assert found(study(terms=("normal",))) == [{"no finding"}]
+    assert found(study()) == [find("Large effusion.")]
 
 
 def test_a_view_that_a_study_lacks_is_zeros():
     lateral = StudyFeatures([1], torch.ones(1, 3, 7, 7).half(), torch.zeros(1, 18))
-    assert probe.summary(lateral).tolist() == [0, 0, 0, 1, 1, 1]
+    assert pooled_features(lateral).tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_scores_that_were_never_learned_deny_nothing():
+def test_scores_without_labels_deny_nothing():
     vision = load_vision("tiny")
     vision.op_threshs = torch.full((18,), 0.5)
     vision.op_threshs[PATHOLOGIES.index("Lung Opacity")] = math.nan

@@ -1,74 +1,70 @@
-"""Training a DenseNet's scores: labels, loss, variation, measure; and one small run, as a user starts it."""
+"""Training a DenseNet's scores: labels, loss and augmentation; and one small run, as a user starts it."""
 
 import math
 
 import pytest
 import torch
 
-from llamaxr.tools import vision_train
 from llamaxr.data.phantom import make_studies
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
-from llamaxr.metrics.findings import FINDINGS
-from llamaxr.vision import PATHOLOGIES, TINY, Vision, load_vision
+from llamaxr.metrics.findings import FINDINGS, PATHOLOGIES_OF
+from llamaxr.runs.vision_zoo import TINY, load_vision
+from llamaxr.tools import vision_train
 from llamaxr.tools.vision_train import (
-    LEAST,
-    PATHOLOGIES_OF,
+    MIN_EXAMPLES,
+    augment,
     fit,
-    only_labelled,
-    pathologies,
-    places,
-    study_scores,
-    vary,
-    weights_of,
+    mask_rare,
+    mean_over_views,
+    pathology_labels,
+    side_labels,
+    weights_to_save,
 )
+from llamaxr.vision import PATHOLOGIES, Vision
 
 
 def study(report, findings=None):
     return Study("1", None, None, report, "train", findings)
 
 
-def told(row):
-    return {p for p, present in zip(PATHOLOGIES, row, strict=True) if present}
-
-
-def test_labels_are_what_the_report_asserts_or_what_is_known_to_be_there():
-    rows = pathologies([
+def test_labels_are_the_known_findings_or_those_that_the_report_asserts():
+    rows = pathology_labels([
         study("Heart size is normal. Small left pleural effusion. No pneumothorax."),
         study("The lungs are clear.", frozenset({"pneumothorax", "scoliosis"})),
         study("The lungs are clear."),
     ])  # fmt: skip
-    assert [told(row) for row in rows] == [{"Effusion"}, {"Pneumothorax"}, set()]
+    present = [{p for p, label in zip(PATHOLOGIES, row, strict=True) if label} for row in rows]
+    assert present == [{"Effusion"}, {"Pneumothorax"}, set()]
 
 
 def test_findings_map_to_pathologies_that_exist():
-    assert {p for of in PATHOLOGIES_OF.values() for p in of} <= set(PATHOLOGIES)
+    assert {p for names in PATHOLOGIES_OF.values() for p in names} <= set(PATHOLOGIES)
     assert {"cardiomegaly", "effusion", "nodule"} <= PATHOLOGIES_OF.keys() & set(FINDINGS)
 
 
 def test_pathologies_that_too_few_have_or_lack_are_unknown():
-    present = torch.zeros(40, 18)
-    present[:LEAST, 0], present[: LEAST - 1, 1], present[:, 2], present[LEAST:, 3] = 1, 1, 1, 1
-    assert (~only_labelled(present).isnan()).all(dim=0).nonzero().flatten().tolist() == [0, 3]
-    assert only_labelled(present).isnan().any(dim=0).sum() == 16
+    labels, n = torch.zeros(40, 18), MIN_EXAMPLES
+    labels[:n, 0], labels[: n - 1, 1], labels[:, 2], labels[n:, 3] = 1, 1, 1, 1
+    assert (~mask_rare(labels).isnan()).all(dim=0).nonzero().flatten().tolist() == [0, 3]
+    assert mask_rare(labels).isnan().any(dim=0).sum() == 16
 
 
-def test_places_tell_the_side():
-    placed = places([study("Left pleural effusion."), study("Right pleural effusion."), study("Clear.")])
-    assert placed.tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]  # effusion, on the left, on the right
+def test_a_finding_and_a_finding_on_a_side_are_labels_of_their_own():
+    labels = side_labels([study("Left pleural effusion."), study("Right pleural effusion."), study("Clear.")])
+    assert labels.tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 0]]  # effusion, on the left, on the right
 
 
 def test_a_studys_score_is_the_mean_over_its_views():
-    predicted = torch.tensor([[0.2], [0.4], [0.9]])
-    scores = study_scores(predicted, torch.tensor([0, 0, 1]), 2)
+    scores = mean_over_views(torch.tensor([[0.2], [0.4], [0.9]]), torch.tensor([0, 0, 1]), 2)
     torch.testing.assert_close(scores, torch.tensor([[0.3], [0.9]]))
 
 
-def test_variation_moves_little_never_mirrors_and_keeps_the_range():
+def test_augmentation_moves_little_never_mirrors_and_keeps_the_range():
     torch.manual_seed(0)
     film = torch.full((16, 1, 224, 224), -800.0)
     film[:, :, 60:100, 40:60] = 800  # high up, on one side
-    varied = vary(film)
+    varied = augment(film)
     assert varied.shape == film.shape and varied.abs().max() <= 1024
     assert not torch.equal(varied[0], varied[1])
     bright = (varied > 0).float()
@@ -89,22 +85,23 @@ def train(scores, seed=0):
     return vision, start, losses
 
 
-def test_unknown_labels_teach_nothing_and_the_same_seed_the_same():
+def test_unknown_labels_teach_nothing_and_equal_seeds_give_equal_weights():
     scores = torch.zeros(8, 18)
     scores[:4] = 1
     scores[:, 5:] = math.nan
     vision, start, losses = train(scores)
     moved = (vision.net.classifier.weight - start * (1 - 1e-5)).abs().amax(dim=1)
-    assert (moved[:5] > 1e-4).all() and (moved[5:] < 1e-4).all()  # weight decay apart
+    assert (moved[:5] > 1e-4).all() and (moved[5:] < 1e-4).all()  # apart from weight decay
     assert len(losses) == 4 and all(math.isfinite(x) for x in losses) and not vision.training
     again, _, same = train(scores)
-    assert same == losses and all(torch.equal(t, weights_of(again)[k]) for k, t in weights_of(vision).items())
+    weights = weights_to_save(again)
+    assert same == losses and all(torch.equal(t, weights[k]) for k, t in weights_to_save(vision).items())
 
 
-def test_a_small_run_writes_weights_that_vision_takes(tmp_path, monkeypatch, capsys):
+def test_a_small_run_writes_weights_that_load_vision_takes(tmp_path, monkeypatch, capsys):
     studies = make_studies(tmp_path / "sample", 24, 8, 1)
     monkeypatch.setattr(vision_train, "load_studies", lambda *_, **__: studies)
-    monkeypatch.setattr(vision_train, "LEAST", 4)
+    monkeypatch.setattr(vision_train, "MIN_EXAMPLES", 4)
     out = tmp_path / "new" / "mine.safetensors"
     vision_train.main(["--epochs", "1", "--batch", "16", "--device", "cpu", "--out", str(out)])
     assert "AUROC" in capsys.readouterr().out and [p.name for p in out.parent.iterdir()] == [out.name]

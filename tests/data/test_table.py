@@ -1,4 +1,4 @@
-"""Anyone's own pairs in a CSV file."""
+"""A user's own data in a CSV file."""
 
 import gzip
 
@@ -37,33 +37,33 @@ def test_rows_become_studies_with_images_beside_the_file(table, tmp_path):
     assert b.frontal is None and [view for view, _ in b.views] == [1]
 
 
-def test_excels_byte_order_mark_another_order_and_further_columns_are_read(table):
+def test_excels_byte_order_mark_another_column_order_and_more_columns_are_accepted(table):
     text = "\ufeffsplit,report,lateral,frontal,id,age\nval,Fine.,,images/a.png,x,70\n"
     (study,) = load(table(text))
     assert (study.id, study.split, study.lateral) == ("x", "val", None)
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("image,text\na.png,Fine.\n", "no column id, frontal, lateral, report, split"),
-        ("", "no column"),
+        ("", "has no column"),
         (HEAD + "x,images/a.png,,Fine.\n", "line 2: not as many cells"),
         (HEAD + "x,images/a.png,,Fine.,train,more\n", "line 2: not as many cells"),
         (HEAD + "x,images/a.png,,Fine.,dev\n", "line 2: a study needs"),
         (HEAD + ",images/a.png,,Fine.,train\n", "line 2: a study needs"),
         (HEAD + "x,,,Fine.,train\n", "line 2: a study needs"),
-        (HEAD + "x,../a.png,,Fine.,train\n", "line 2 names '../a.png', outside of"),
+        (HEAD + "x,../a.png,,Fine.,train\n", "line 2 names '../a.png', which is outside of"),
         (HEAD + "x,/etc/hostname,,Fine.,train\n", "outside of"),
         (HEAD + 'x,images/a.png,,"Fine.,train\n', "cannot be read as CSV"),
         (HEAD + f"x,images/a.png,,{'a' * 200_000},train\n", "cannot be read as CSV"),
-        (HEAD, "holds no study"),
+        (HEAD, "has no study"),
     ],
 )
-def test_another_file_is_refused_in_one_line_that_says_where(table, text, told):
+def test_a_bad_file_is_refused_in_one_line_that_says_where(table, text, message):
     with pytest.raises(UserError) as error:
         load(table(text))
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_encoding_is_refused(table):
@@ -71,22 +71,22 @@ def test_another_encoding_is_refused(table):
         load(table(HEAD + "x,images/a.png,,Größe,train\n", "latin-1"))
 
 
-def test_no_file_is_refused_with_the_columns_it_needs(tmp_path):
+def test_a_missing_file_is_refused_with_the_columns_it_needs(tmp_path):
     for path in (None, tmp_path, tmp_path / "absent.csv"):
         with pytest.raises(UserError, match="id,frontal,lateral,report,split"):
             load(path)
 
 
-def test_gaps_are_refused_or_counted(table):
+def test_incomplete_studies_are_refused_or_counted(table):
     rows = "x,images/a.png,images/no.png,Fine.,train\nx,images/a.png,,Fine.,train\ny,images/a.png,, ,val\n"
-    path, told = table(HEAD + rows), []
-    with pytest.raises(UserError, match=r"missing images: 1 .*without text: 1 .*twice: 1"):
+    path, warnings = table(HEAD + rows), []
+    with pytest.raises(UserError, match=r"missing images: 1 .*without text: 1 .*duplicate study ids: 1"):
         load(path)
-    (study,) = load(path, "skip", told.append)
-    assert study.id == "x" and study.lateral is None and "1 studies are left" in told[0]
+    (study,) = load(path, "skip", warnings.append)
+    assert study.id == "x" and study.lateral is None and "the other 1 studies" in warnings[0]
 
 
-def test_a_gzip_that_breaks_off_is_refused(tmp_path):
+def test_a_truncated_gzip_is_refused(tmp_path):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 5000))
     assert len(list(read_rows(path, ("a", "b")))) == 5000

@@ -1,0 +1,77 @@
+"""Where a base checkpoint is: a folder, or a repository of the Hugging Face hub in huggingface_hub's cache.
+
+In: a path or a hub id. Out: a folder that holds config.json, a tokenizer and all weight files. What the cache
+lacks is downloaded. Weights are safetensors; pickles are neither downloaded nor opened.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import UserError
+from .llama_config import read_json
+
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
+MAX_INDEX = 2**23  # bytes of an index, or of a file's header; LLaMA 3.1 405B's header has 2**20
+
+
+def find_base(base: str | Path) -> Path:
+    """The folder of a checkpoint: `base` itself, or the snapshot of that hub id in the cache.
+
+    huggingface_hub downloads what the cache lacks. It shows progress, resumes, and reads HF_TOKEN for gated
+    models. Raises UserError for what is neither a folder nor a hub id, and where the download fails.
+    """
+    if os.path.isdir(base):  # Path.is_dir raises where the name is too long for a file
+        return Path(base)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(base)):
+        raise UserError(f"the base {base} is neither a folder nor a hub id such as meta-llama/Llama-3.1-8B")
+    from httpx2 import HTTPError  # huggingface_hub's HTTP client; its errors come through
+    from huggingface_hub import errors, snapshot_download
+
+    wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": "*/*"}
+    try:
+        return complete_snapshot(Path(snapshot_download(base, local_files_only=True, **wanted)))
+    except errors.HFValidationError as error:
+        raise UserError(f"the base {base} is no folder, and no hub id either: {error}") from None
+    except (errors.LocalEntryNotFoundError, UserError):
+        pass  # not in the cache, or an incomplete download
+    try:
+        return complete_snapshot(Path(snapshot_download(base, **wanted)))  # offline: whatever is in the cache
+    except errors.GatedRepoError:
+        remedy = f"accept its licence at https://huggingface.co/{base}, then set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        remedy = "there is no such repository, or it is private: check the name, or set HF_TOKEN"
+    except (errors.LocalEntryNotFoundError, errors.XetDownloadError, HTTPError, ConnectionError) as error:
+        remedy = (
+            f"{type(error.__cause__ or error).__name__}; where there is a network, run: hf download {base}"
+        )
+    except UserError as error:
+        remedy = f"{error}; to complete the download, run where there is a network: hf download {base}"
+    raise UserError(f"{base} is not in the Hugging Face cache and could not be downloaded: {remedy}")
+
+
+def complete_snapshot(folder: Path) -> Path:
+    """The folder itself. Raises UserError if it lacks files, as after an interrupted download."""
+    has_tokenizer = any(path.is_file() for path in folder.glob("tokenizer.*"))  # False for a dangling link
+    if not (folder / "config.json").is_file() or not has_tokenizer:
+        raise UserError(f"{folder} lacks config.json or the tokenizer")
+    shard_files(folder)
+    return folder
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The weight files. All are in the folder itself, whatever paths the index names."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        raise UserError(f"{folder} has no model.safetensors; pickled weights (.bin, .pth) are not opened")
+    names = read_json(index, max_bytes=MAX_INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(f"{index} has no weight_map of tensors to files; download it again")
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    names = sorted(set(names.values()))
+    for name in names:
+        if name not in files:
+            raise UserError(f"{index} names {name[:100]!r}, no file of that folder; download it again")
+    return [files[name] for name in names]

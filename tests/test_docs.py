@@ -1,0 +1,252 @@
+"""README and docs say what is true: their figures are those of benchmarks/results, their line counts those of
+the files, and every path, link and command in them exists.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+RESULTS = sorted((HOME / "benchmarks" / "results").glob("*.json"))
+README, RESULTS_DOC = HOME / "README.md", HOME / "docs" / "results.md"
+DOCS = [README, *sorted((HOME / "docs").glob("*.md"))]
+FACTS = ("command", "commit", "date", "machine", "seed", "configuration")
+
+# A row's label -> results file and system. IU X-ray's tables come in this order, for each group of studies.
+IU_ROWS = {
+    "`tokens`": ("iu_tokens_own_words", "system"),
+    "`tokens`, its outlines alone": ("iu_tokens_own_words", "outline"),
+    "`tokens`, swapped": ("iu_tokens_own_words", "swapped"),
+    "`paper` at 2e-4": ("iu_paper_2e-4", "system"),
+    "`paper` at 2e-4, swapped": ("iu_paper_2e-4", "swapped"),
+    "`paper` at 2e-6": ("iu_paper_2e-6", "system"),
+    "`paper` at 2e-6, swapped": ("iu_paper_2e-6", "swapped"),
+    "`tokens`, tiny base": ("iu_tiny_own_words", "system"),
+    "`tokens`, tiny base, its outlines alone": ("iu_tiny_own_words", "outline"),
+    "`tokens`, tiny base, swapped": ("iu_tiny_own_words", "swapped"),
+    "nearest training image's report": ("iu_tokens_own_words", "nearest"),
+    "random training report": ("iu_tokens_own_words", "random"),
+    "best constant report": ("iu_tokens_own_words", "constant"),
+}
+IU_TABLES = [(group, block) for group in ("all", "abnormal") for block in ("findings", "llama_xr", "coco")]
+IU_COLUMNS = {
+    "findings": {
+        "precision": "findings.micro_precision",
+        "recall": "findings.micro_recall",
+        "F1": "findings.micro_f1",
+        "macro F1": "findings.macro_f1",
+        "distinct reports": "reports.distinct",
+    },
+    "llama_xr": {"ROUGE-L": "llama_xr.rouge_l", "METEOR": "llama_xr.meteor"},
+    "coco": {"ROUGE-L": "coco.rouge_l", "CIDEr": "coco.cider"},
+}
+DEMO_ROWS = {
+    "the embedded demo": "system",
+    "its reports, swapped between studies": "swapped",
+    "nearest training image's report": "nearest",
+    "random training report": "random",
+    "best constant report": "constant",
+}
+# A row's label -> results file, and where in it our figure, the peer's and their ratio are; None: not stored.
+PEER_ROWS = {
+    "training, studies per second": (
+        "train_peer", "studies_per_s/ours", "studies_per_s/peer", "speed_ratio"),
+    "training, peak GiB": (
+        "train_peer", "peak_anonymous_GiB/ours", "peak_anonymous_GiB/peer", "memory_ratio"),
+    "one report, tokens per second": (
+        "decode_one", "tokens_per_second/ours", "tokens_per_second/peer", "ratio/peer"),
+    "64 reports at once, reports per second": (
+        "decode_batch", "reports_per_second/ours", "reports_per_second/peer", "ratio/peer"),
+    "64 reports at once, peak GiB": (
+        "decode_batch", "peak_anonymous_GiB/ours", "peak_anonymous_GiB/peer", None),
+    "loading as NF4, seconds": (
+        "load_peer", "seconds/ours", "seconds/peer", "seconds/ratio"),
+    "loading as NF4, peak MiB": (
+        "load_peer", "peak_anonymous_MiB/ours", "peak_anonymous_MiB/peer", "peak_anonymous_MiB/ratio"),
+    "start of `generate.py` to the first token, seconds": (
+        "first_token", "first_token_s/ours", "first_token_s/peer", "first_token_s/ratio"),
+    "8B shapes: loading as NF4, seconds": ("load_8b", "ours/load/seconds", "peer/load/seconds", None),
+    "8B shapes: loading as NF4, peak GiB": (
+        "load_8b", "ours/load/peak_anonymous_GiB", "peer/load/peak_anonymous_GiB", None),
+    "8B shapes: a training step, seconds": ("load_8b", "ours/step/seconds", "peer/step/seconds", None),
+    "8B shapes: a training step, peak GiB": (
+        "load_8b", "ours/step/peak_anonymous_GiB", "peer/step/peak_anonymous_GiB", None),
+    "8B shapes: 16 tokens, seconds": (
+        "load_8b", "ours/generate_16/seconds", "peer/generate_16/seconds", None),
+    "8B shapes: 16 tokens, peak GiB": (
+        "load_8b", "ours/generate_16/peak_anonymous_GiB", "peer/generate_16/peak_anonymous_GiB", None),
+}  # fmt: skip
+
+
+def result(name: str, path: str = ""):
+    value = json.loads((HOME / "benchmarks" / "results" / f"{name}.json").read_text())
+    for key in filter(None, path.split("/")):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value["median"] if isinstance(value, dict) and "median" in value else value
+
+
+def tables(path: Path, heading: str) -> list[list[dict[str, str]]]:
+    """The tables below a heading, each a list of rows: {column's title: cell}. The first column's is ""."""
+    section = re.split(rf"^## {re.escape(heading)}$", path.read_text(), flags=re.MULTILINE)[1]
+    found = []
+    for block in section.split("\n## ")[0].split("\n\n"):
+        if block.lstrip().startswith("|"):
+            titles, _, *rows = [
+                [cell.strip() for cell in line[1:-1].split("|")] for line in block.strip().splitlines()
+            ]
+            found.append([dict(zip(titles, row, strict=True)) for row in rows])
+    return found
+
+
+def agrees(cell: str, values: list[float]) -> bool:
+    """Whether the numbers in a cell are these values, each rounded to as many digits as the cell has."""
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", cell)
+    return len(numbers) == len(values) and all(
+        abs(float(number) - value) <= 0.5001 * 10.0 ** -len(number.partition(".")[2])
+        for number, value in zip(numbers, values, strict=True)
+    )
+
+
+def test_the_iu_x_ray_tables_are_the_results():
+    found = tables(RESULTS_DOC, "Real reports, simulated images")
+    for (group, block), rows in zip(IU_TABLES, found, strict=True):
+        for row in rows:
+            name, system = IU_ROWS[row.pop("")]
+            scores = result(name, f"scores/{group}/{system}")
+            for title, cell in row.items():
+                if title == "BLEU-1 to -4":
+                    assert agrees(cell, [scores[f"{block}.bleu_{n}"][0] for n in (1, 2, 3, 4)])
+                elif cell:
+                    assert agrees(cell, scores[IU_COLUMNS[block][title]]), (group, name, system, title)
+
+
+def test_the_demo_table_is_the_result():
+    (rows,) = tables(README, "Does it look at the image?")
+    assert [DEMO_ROWS[row[""]] for row in rows] == list(DEMO_ROWS.values())
+    for row in rows:
+        scores = result("sample_demo", f"scores/all/{DEMO_ROWS[row['']]}")
+        assert agrees(row["ROUGE-L"], scores["llama_xr.rouge_l"])
+        assert agrees(row["findings F1"], scores["findings.micro_f1"])
+
+
+def test_what_the_text_says_of_them_is_the_result():
+    readme, doc = (" ".join(path.read_text().split()) for path in (README, RESULTS_DOC))
+    findings = result("sample_demo", "system_findings")
+    sided = {name: row for name, row in findings.items() if row["wrong_side"]}
+    wrong = sum(row["wrong_side"] for row in sided.values())
+    n_sided = wrong + sum(row["right"] for row in sided.values())
+    assert f"of {n_sided} with a side, {wrong} are on the wrong one" in readme
+    assert f"costs it {result('sample_demo', 'differences/swapped/micro_f1/0'):.3f} of its" in readme
+    cost = "{:.3f} [{:.3f}, {:.3f}]".format(*result("iu_tokens_own_words", "differences/swapped/micro_f1"))
+    assert f"costs {cost} of its findings F1" in doc
+    recall = [
+        result("iu_tokens_own_words", f"scores/all/{system}/findings.micro_recall/0")
+        for system in ("outline", "system")
+    ]
+    assert "Outlines recall {:.3f} of the findings, reports {:.3f}".format(*recall) in doc
+    sample, iu_xray = (result("torchrun", f"{data}/efficiency") for data in ("sample", "iu_xray"))
+    assert f"an efficiency of {sample:.2f} on the sample and {iu_xray:.2f} on SmolLM2" in doc
+    low, high = result("sample_demo", "differences/constant/rouge_l")[1:]
+    assert low < 0 < high  # "cannot be told from one constant report"
+
+
+def test_the_training_table_is_the_result():
+    rows = {row["base"]: row["without a GPU"] for row in tables(README, "Train it")[0]}
+    train = next(step for step in result("spine", "steps") if step["step"] == "train")
+    assert agrees(rows["tiny (embedded)"], [train["seconds"], train["peak_MiB"] / 1024])
+    step = result("load_8b", "ours/step")
+    assert agrees(rows["Llama 3.1 8B, NF4"], [step["seconds"], step["peak_anonymous_GiB"]])
+
+
+def test_the_peer_table_is_the_results():
+    rows = tables(RESULTS_DOC, "Beside transformers + PEFT + bitsandbytes")[0]
+    assert {row[""] for row in rows} == set(PEER_ROWS)
+    for row in rows:
+        name, ours, peer, ratio = PEER_ROWS[row[""]]
+        ours, peer = result(name, ours), result(name, peer)
+        assert row["results file"] == f"`{name}.json`"
+        assert agrees(row["ours"], [ours]) and agrees(row["peer"], [peer]), row
+        expected = list(result(name, ratio).values()) if ratio else [ours / peer]
+        assert agrees(row["ours / peer"], expected if "[" in row["ours / peer"] else expected[:1]), row
+
+
+def test_the_other_tables_are_the_results():
+    (rows,) = tables(RESULTS_DOC, "Rates and soft tokens")
+    assert {row["setting"] for row in rows} == set(result("sweep", "settings"))
+    assert all(agrees(row["findings F1"], result("sweep", "settings")[row["setting"]]) for row in rows)
+    (rows,) = tables(RESULTS_DOC, "The findings labeller against Open-i's indexers")
+    for row in rows:
+        both, alone = result("findings", f"scores/{row['split']}").values()
+        assert agrees(row["studies"], [both["studies"]])
+        for score in ("micro", "macro"):
+            assert agrees(row[f"{score} F1"], both[f"{score}_f1"])
+            assert agrees(row[f"FINDINGS alone: {score} F1"], alone[f"{score}_f1"])
+    rows = {row["what"]: row for row in tables(RESULTS_DOC, "The whole way through")[0]}
+    steps = result("spine", "steps")
+    for what, name in (
+        ("training on the sample, drawing included", "train"),
+        ("evaluation of its 300 test studies", "eval"),
+        ("`generate.py` on one radiograph, the slowest of seven", "generate"),
+    ):
+        slowest = max((step for step in steps if step["step"] == name), key=lambda step: step["seconds"])
+        assert agrees(rows[what]["seconds"], [slowest["seconds"]])
+        assert agrees(rows[what]["peak GiB"], [slowest["peak_MiB"] / 1024])
+    seconds = result("scores", "split/seconds")
+    assert agrees(rows["text scores of 590 studies with METEOR"]["seconds"], [seconds["text scores"]])
+    complete = rows["the complete table of 590 studies with its floors"]["seconds"]
+    assert agrees(complete, [seconds["the complete table"]])
+    for n in (20_000, 200_000):
+        row, measured = rows[f"the complete table of {n:,} studies"], result("scores", f"{n} studies")
+        assert agrees(row["seconds"], [measured["seconds"]])
+        assert agrees(row["peak GiB"], [measured["peak_anonymous_GiB"]])
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_is_one_small_table_with_where_it_came_from(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 300 and max(map(len, lines)) <= 200
+    value = json.loads(path.read_text())
+    assert [fact for fact in FACTS if value.get(fact) in (None, "")] == []
+    assert f"`{path.name}`" in RESULTS_DOC.read_text()
+
+
+def test_all_results_together_are_small():
+    assert sum(len(path.read_text().splitlines()) for path in RESULTS) <= 5000
+
+
+def test_readme_is_short_and_says_what_it_must():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 130 and max(map(len, lines)) <= 110
+    words = re.findall(r"\b[0-9a-f]{7,40}\b", README.read_text())
+    assert [word for word in words if not word.isdigit() and not word.isalpha()] == []  # no commit
+    assert "pip install -r requirements.txt && python train.py --data sample" in lines
+    assert "pip install -r requirements.txt -r tests/requirements.txt && python -m pytest" in lines
+    assert "No output of this program is for clinical use." in README.read_text()
+
+
+def test_readme_counts_the_lines_of_the_core_and_the_scripts():
+    rows = {row["file"].strip("`"): int(row["lines"]) for row in tables(README, "Read it")[0]}
+    files = {path.relative_to(HOME).as_posix() for path in (HOME / "llamaxr").glob("*.py")}
+    assert set(rows) == files - {"llamaxr/__init__.py"} | {"train.py", "generate.py", "eval.py"}
+    assert rows == {file: len((HOME / file).read_text().splitlines()) for file in rows}
+    core = sum(n for file, n in rows.items() if file.startswith("llamaxr/"))
+    assert f"these {core:,} lines" in README.read_text()
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_path_link_and_script_exists(path):
+    text = path.read_text()
+    named = set(re.findall(r"(?<![\w/.])(?:llamaxr|docs|benchmarks|tests)/[\w/.-]*\w", text))
+    named |= {f"{name}.py" for name in re.findall(r"python ([\w/]+)\.py", text)}
+    modules = re.findall(r"python -m (llamaxr[\w.]*\w)", text)
+    named |= {module.replace(".", "/") + ".py" for module in modules}
+    assert [name for name in sorted(named) if not (HOME / name).exists()] == []
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_result_that_the_results_page_names_exists():
+    named = set(re.findall(r"`([\w-]+\.json)`", RESULTS_DOC.read_text()))
+    assert named == {path.name for path in RESULTS}
