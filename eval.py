@@ -92,6 +92,8 @@ def prepare_run(options: EvalOptions) -> tuple:
     run = options.run or runs.default_run()
     trained, vision, model, step = runs.open_run(run, options.device, options.plain)
     trained, device = replace(trained, root=options.root or trained.root), model.projector.place.device
+    if warning := recipes.vision_warning(trained):
+        distributed.warn(warning)
     with distributed.main_process_first():
         studies = runs.load_studies(trained, distributed.warn)
     with tqdm(desc="features", unit=" images", leave=False, disable=not distributed.is_main_process()) as bar:
@@ -105,12 +107,12 @@ def prepare_run(options: EvalOptions) -> tuple:
     out = options.out or runs.evaluation_folder(run, options.split)
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
-                "max_tokens": options.max_tokens}  # fmt: skip
+                "max_tokens": options.max_tokens, "vision": trained.vision,
+                "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked}  # fmt: skip
     if not trained.plain:
         runs.prepare_for_generation(model, device, options.batch, options.max_tokens)
-    generated = reports.generate_reports(
-        model, chosen, options.batch, options.max_tokens, out / "generated.jsonl", settings
-    )
+    file = out / "generated.jsonl"
+    generated = reports.generate_reports(model, chosen, options.batch, options.max_tokens, file, settings)
     if not distributed.is_main_process():
         sys.exit()  # only the main process scores the reports
     evaluation = table.Evaluation(
@@ -141,9 +143,8 @@ def prepare_file(options: EvalOptions) -> tuple:
     if options.train_reports is not None:
         train = [row["report"] for row in log.read_lines(options.train_reports, ("report",))]
     elif options.data is not None:
-        studies = runs.load_studies(
-            recipes.apply_recipe("ours", data=options.data, root=options.root), distributed.warn
-        )
+        data = recipes.apply_recipe("ours", data=options.data, root=options.root)
+        studies = runs.load_studies(data, distributed.warn)
         train, val = ([s.report for s in studies if s.split == split] for split in ("train", "val"))
     else:
         distributed.warn("without --train-reports or --data, the table has no constant and no random reports")

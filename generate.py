@@ -58,11 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     if not trained.plain:
         rows = min(options.batch, len(studies)) * options.beams
         prepare_for_generation(model, device, rows, options.max_tokens)
-    print(
-        f"{run} ({checkpoint.name}), base {trained.base}, vision {trained.vision}, {device}", file=sys.stderr
-    )
-    note = "This model was trained on drawn images only. " if trained.data == "sample" else ""
-    print(f"{note}No output of this program is for clinical use.", file=sys.stderr)
+    about = f"{run} ({checkpoint.name}), base {trained.base}, vision {trained.vision}, {device}"
+    drawn = "model" if trained.data == "sample" else "vision network" if trained.vision == "tiny" else ""
+    note = f"This {drawn} was trained on drawn images only. " if drawn else ""
+    print(f"{about}\n{note}No output of this program is for clinical use.", file=sys.stderr)
     features = study_features(vision, studies, device)
     generator = torch.Generator(device).manual_seed(options.seed)
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "generator": generator}

@@ -1,7 +1,7 @@
 """Train LLaMA-XR: the projector and LoRA learn to write reports; DenseNet and the base stay frozen.
 
 python train.py                                                the embedded sample, minutes on two cores
-python train.py --data iu_xray --root DIR --base LLAMA_DIR     IU X-ray in R2Gen's, Open-i's or Kaggle's form
+python train.py --data iu_xray --root DIR                      IU X-ray in R2Gen's, Open-i's or Kaggle's form
 python train.py --data iu_xray --root DIR --recipe paper       LLaMA-XR as published
 python train.py --data iu_xray --root DIR --describe           print what is in a data set and exit
 python train.py --resume [runs/NAME]                           continue a run that was stopped
@@ -12,24 +12,25 @@ import json
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from bitsandbytes.optim import AdamW8bit
 from tqdm import tqdm
 
 # runs/ is what is around the loop: run folders and logs, options and their defaults, opening a run.
-from llamaxr import fast  # the same functions, faster
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
 from llamaxr.errors import UserError, one_line_errors
+from llamaxr.fast.optimizer import AdamW8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
 from llamaxr.runs import checkpoint, distributed  # distributed: torchrun; one process is the trivial case
+from llamaxr.runs import run as runs  # finds a run's folder, its data, its vision network, its model
 from llamaxr.runs.distributed import is_main_process, warn  # warn: a line on stderr
 from llamaxr.runs.log import catch_signals, check_finite, draw_loss, open_log, progress_bar, write_line
+from llamaxr.runs.memory import out_of_memory_in_one_line
 from llamaxr.runs.options import to_json
-from llamaxr.runs.recipes import TrainOptions, n_steps, parse_train_options
+from llamaxr.runs.recipes import TrainOptions, n_steps, parse_train_options, parts_of_run
 from llamaxr.runs.reports import write_samples  # a few reports, beside the true ones
-from llamaxr.runs.run import build, check_memory, find_run, is_plain, load_features, load_studies, pick_device
 from llamaxr.tools.describe import as_text, describe  # --describe
 
 
@@ -37,26 +38,27 @@ def main(argv: list[str] | None = None) -> None:
     options, extra = parse_train_options(__doc__, argv)
     if extra.describe:
         with progress_bar() as progress:
-            description = describe(load_studies(options, warn, progress))
+            description = describe(runs.load_studies(options, warn, progress))
         return print(json.dumps(description, indent=2) if extra.json else as_text(description))
-    run, options = find_run(options, extra.resume)
-    device = distributed.init(pick_device(options.device))
+    run, options = runs.find_run(options, extra.resume)
+    with out_of_memory_in_one_line(run, options):
+        train_run(run, options, extra.resume is not None)
+
+
+def train_run(run: Path, options: TrainOptions, resumed: bool) -> None:
+    """All steps of a run, or those that a resumed one still has to take."""
+    device = distributed.init(runs.pick_device(options.device))
     run = distributed.broadcast(lambda: run)  # its default name contains the time
     model, train, val = load_model_and_data(options, device)
     options = replace(options, steps=n_steps(options, len(train)))
     optimizer = make_optimizer(model, options)
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    if extra.resume is not None:
-        last_step = checkpoint.load(checkpoint.last(run), model, optimizer)["step"]
-    else:
-        last_step = 0
+    last_step = checkpoint.load(checkpoint.last(run), model, optimizer)["step"] if resumed else 0
+    if not resumed:
         model.projector.standardise(features.grids for features, _ in train)
         if options.adapter:
             checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
-    tqdm.write(
-        f"{run}: {len(train)} train studies, {sum(p.numel() for p in trainable):,} trainable parameters, "
-        f"base {options.base} ({options.quantize}), {device}, {model.llama.dtype}"
-    )
+    tqdm.write(f"{run}: {len(train)} train and {len(val)} val studies, {options.steps} steps")
 
     log, signals = open_log(run, to_json(options), last_step), catch_signals()
     if last_step == 0:
@@ -106,17 +108,13 @@ def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[Ll
     """The model, and the (features, study) pairs of the training and the validation split."""
     with progress_bar() as progress:
         with distributed.main_process_first():
-            studies = load_studies(options, warn, progress)
-        tqdm.write(check_memory(options, studies, device))
-        vision, model = build(options, device, progress)
-    if not is_plain(options.plain, device):
-        fast.for_training(model)
-    if options.recompute:
-        fast.recompute_blocks(model.llama)
-    if options.compile:
-        fast.compile_blocks(model.llama)
+            studies = runs.load_studies(options, warn, progress)
+        memory, recompute = runs.check_memory(options, studies, device)
+        vision, model = runs.build(options, device, progress)
+    tqdm.write(f"{parts_of_run(options, model)}\n{memory}")
+    runs.prepare_for_training(model, options, device, recompute)  # attaches llamaxr/fast/
     with tqdm(desc="features", unit=" images", leave=False, disable=not is_main_process()) as bar:
-        pairs = load_features(options, vision, studies, device, warn, bar.update)
+        pairs = runs.load_features(options, vision, studies, device, warn, bar.update)
     train = [pair for pair in pairs if pair[1].split == "train"][: options.limit or None]
     val = [pair for pair in pairs if pair[1].split == "val"][: options.val_studies or None]
     if len(train) < options.batch or not val:
@@ -158,9 +156,10 @@ def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = ma
 
 def schedule(step: int, options: TrainOptions) -> float:
     """The learning rate at a step as a fraction of its peak: up over the warm-up, then linearly to 0."""
-    if step <= options.warmup:
-        return step / options.warmup
-    return (options.steps - step + 1) / max(1, options.steps - options.warmup)
+    warmup = round(options.warmup_share * options.steps)
+    if step <= warmup:
+        return step / warmup
+    return (options.steps - step + 1) / max(1, options.steps - warmup)
 
 
 @torch.inference_mode()

@@ -53,6 +53,7 @@ def main() -> None:
             data = ["--data", "iu_xray", "--root", args.root, *cache]
             models = ["--base", args.base, "--vision", args.vision, "--dtype", "bf16"]
             steps = ["--steps", args.steps, "--val-every", args.steps, "--outline-share", 1]
+            steps += ["--warmup-share", 0.5, "--val-studies", 64]
             run("train.py", *data, *models, *steps, "--n-samples", 0, "--out", f"{folder}/run", *setting)
             first = ["--split", "val", "--limit", args.limit, "--batch", args.limit, "--max-tokens", 32]
             run("eval.py", "--run", f"{folder}/run", *first)

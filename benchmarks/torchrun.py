@@ -94,7 +94,7 @@ def main() -> None:
     name, arguments = "sample", ["--data", "sample"]
     if args.root and args.base:
         name, arguments = "iu_xray", ["--data", "iu_xray", "--root", str(args.root)]
-        arguments += ["--base", str(args.base), "--grid", "4", "--outline-share", "0"]
+        arguments += ["--base", str(args.base), "--vision", "tiny", "--grid", "4", "--outline-share", "0"]
     if args.cache:
         arguments += ["--cache", str(args.cache)]
     figures = measure(arguments, args.steps)

@@ -47,9 +47,8 @@ def stream(
         if remaining == 1:
             return
         active = [i for i, row in enumerate(rows) if not ended[row]]
-        if 4 * len(active) <= 3 * len(
-            rows
-        ):  # copying the cache whenever a row ends would cost more than it saves
+        # Copying the cache whenever a row ends would cost more than it saves.
+        if 4 * len(active) <= 3 * len(rows):
             index = torch.tensor(active, device=x.device)
             cache.select(index)
             tokens, rows = tokens[index], [rows[i] for i in active]
@@ -61,11 +60,19 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     """A token per row from softmax(logits / temperature), cut to its nucleus: (batch, vocab) -> (batch,)."""
     probs = (logits / temperature).softmax(-1)
     if top_p >= 1:  # the whole vocabulary: nothing to cut, so nothing to sort
-        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+        return draw(probs, generator)
     probs, order = probs.sort(dim=-1, descending=True)
     before = probs.cumsum(-1) - probs  # probability ahead of each token; the first is always kept
     probs = probs.masked_fill(before >= top_p, 0.0)
-    return order.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
+    return order.gather(1, draw(probs, generator)[:, None])[:, 0]
+
+
+def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """An index per row, each as often as its share of the row's sum: (batch, n) -> (batch,).
+
+    The largest p / E with E ~ Exp(1) is so distributed. torch.multinomial draws the same indices, but checks
+    the sums first, and on CUDA each check makes the CPU wait."""
+    return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
 
 
 def generate(
@@ -99,7 +106,6 @@ def beam_search(
     device, vocab = x.device, llama.config.vocab_size
     cache = KVCache(llama.config, batch, time + max_tokens, device, x.dtype)
     logits = llama.logits(llama.hidden(x, padding, cache)[:, -1])  # (batch, vocab)
-    first = torch.arange(batch, device=device)[:, None] * n_beams
     cache.select(torch.arange(batch, device=device).repeat_interleave(n_beams))
     if padding is not None:
         padding = padding.repeat_interleave(n_beams)
@@ -112,33 +118,33 @@ def beam_search(
     for step in range(1, max_tokens + 1):
         log_probs = logits.float().log_softmax(-1).view(batch, n_beams, vocab)
         total = (scores[:, :, None] + log_probs).flatten(1)  # (batch, n_beams * vocab)
-        best, index = total.topk(min(2 * n_beams, total.shape[1]), dim=-1)
-        chosen, tokens = [], []
+        best, index = (t.tolist() for t in total.topk(min(2 * n_beams, total.shape[1]), dim=-1))
+        going_on, chosen, tokens = [], [], []
         for row in range(batch):
             active: list[tuple[float, int, int]] = []
-            offers = [] if done[row] else zip(best[row].tolist(), index[row].tolist(), strict=True)
+            offers = [] if done[row] else zip(best[row], index[row], strict=True)
             for score, i in offers:
                 beam, token = row * n_beams + i // vocab, i % vocab
                 if token in eos_ids:
                     ended[row].append((score / step, texts[beam]))
                 elif len(active) < n_beams:
                     active.append((score, beam, token))
-            while (
-                len(active) < n_beams
-            ):  # done, or fewer continuations than beams: fill up with beams that cannot win
-                active.append((-torch.inf, row * n_beams, 0))
+            # Done, or fewer continuations than beams: fill up with beams that cannot win.
+            active += [(-torch.inf, row * n_beams, 0)] * (n_beams - len(active))
             ended[row] = sorted(ended[row], key=lambda e: -e[0])[:n_beams]
-            scores[row] = torch.tensor([g[0] for g in active], device=device)
+            going_on.append([g[0] for g in active])
             chosen += [g[1] for g in active]
             tokens += [g[2] for g in active]
         texts = [[*texts[beam], token] for beam, token in zip(chosen, tokens, strict=True)]
+        scores = torch.tensor(going_on)  # (batch, n_beams)
         leading = (scores[:, 0] / step).tolist()
         done = [len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(ended, leading, strict=True)]
         if step == max_tokens or all(done):
             break
+        scores = scores.to(device)
         cache.select(torch.tensor(chosen, device=device))
         new = llama.embed(torch.tensor(tokens, device=device))[:, None]  # (batch * n_beams, 1, dim)
         logits = llama.logits(llama.hidden(new, padding, cache)[:, -1])
     for row in range(batch):  # reports that max_tokens cut off compete with those that ended
-        ended[row].append((leading[row], texts[int(first[row])]))
+        ended[row].append((leading[row], texts[row * n_beams]))
     return [max(e, key=lambda candidate: candidate[0])[1] for e in ended]

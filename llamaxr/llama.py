@@ -130,7 +130,8 @@ class Attention(nn.Module):
         v = heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, n_keys, head_dim)
-        causal = mask is None and time > 1  # is_causal, not a mask, is what CUDA's flash kernel takes
+        # is_causal, not a mask, is what CUDA's flash kernel takes. One new position has no future to hide.
+        causal = mask is None if time > 1 else False
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (batch, time, dim)
 
@@ -170,8 +171,8 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        # nn.Embedding's own initialisation imports torch's compiler on the meta device, which takes a second.
-        words = torch.randn(config.vocab_size, config.dim)
+        # Deviation 1, as nn.Embedding's. On the meta device, normal_ would import torch's compiler: a second.
+        words = torch.empty(config.vocab_size, config.dim).uniform_(-(3**0.5), 3**0.5)
         self.embed_tokens = nn.Embedding.from_pretrained(words, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)

@@ -27,8 +27,8 @@ class Batch:
     ids, targets (batch, time): as in prompt.Example, with filler at the right of short rows to train (causal
     attention never reaches it) and at the left to generate (all reports then begin at the same place).
     grids (n, channels, 7, 7), views (n,): all views of the batch, in order.
-    answers (n_targets,): the positions with a target, as indices into targets.flatten(); they are found here,
-    on the CPU, because a GPU that finds them makes the CPU wait for it.
+    answers (n_targets,), slots (n_slots,): the positions with a target, and those of soft tokens in reading
+    order, as indices into ids.flatten(). A GPU that had to find them would make the CPU wait for the answer.
     padding (batch,): how much filler is at the left of each row; None where there is none.
     """
 
@@ -37,10 +37,13 @@ class Batch:
     grids: Tensor
     views: Tensor
     answers: Tensor
+    slots: Tensor
     padding: Tensor | None = None
 
     def to(self, device) -> "Batch":
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+        """A batch on the CPU, on another device. The CPU does not wait until it has arrived."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
 
 class LlamaXR(nn.Module):
@@ -92,7 +95,9 @@ class LlamaXR(nn.Module):
             ids[i, start : start + len(row.ids)] = torch.tensor(row.ids)
             targets[i, start : start + len(row.ids)] = torch.tensor(row.targets)
         answers = (targets.flatten() != IGNORE).nonzero()[:, 0]
-        return Batch(ids, targets, grids, views, answers, padding if pad_left and padding.any() else None)
+        slots = (ids.flatten() == SLOT).nonzero()[:, 0]
+        padding = padding if pad_left and padding.any() else None
+        return Batch(ids, targets, grids, views, answers, slots, padding)
 
     def embed(self, batch: Batch) -> Tensor:
         """Word embeddings, with the soft tokens in their slots: (batch, time, dim)."""
@@ -100,8 +105,8 @@ class LlamaXR(nn.Module):
         if self.bridge == "scores":
             return x
         soft_tokens = self.projector(batch.grids.float(), batch.views)  # (n, n_tokens, dim)
-        slots = (batch.ids == SLOT)[..., None]  # (batch, time, 1), in reading order, as the soft tokens are
-        return x.masked_scatter(slots, soft_tokens.to(x.dtype))
+        soft_tokens = soft_tokens.flatten(0, 1).to(x.dtype)  # in reading order, as the slots are
+        return x.flatten(0, 1).index_copy(0, batch.slots, soft_tokens).view(x.shape)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over the report tokens of the batch, and how many there are.

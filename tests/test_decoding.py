@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from llamaxr.decoding import beam_search, generate, sample, stream
+from llamaxr.decoding import beam_search, draw, generate, sample, stream
 from llamaxr.llama import Llama, LlamaConfig
 
 
@@ -67,6 +67,13 @@ def test_drawn_tokens_follow_the_distribution_cut_to_its_nucleus():
     tokens = sample(logits, 1.0, 0.75, torch.Generator().manual_seed(0))
     share = torch.bincount(tokens, minlength=4) / 20000
     assert torch.allclose(share, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015)  # 4 standard errors
+
+
+def test_it_draws_what_torch_draws():
+    probs = torch.rand(50, 300, generator=torch.Generator().manual_seed(1)).mul_(2).sub_(1).clamp_(min=0)
+    ours, theirs = (torch.Generator().manual_seed(2) for _ in range(2))
+    for _ in range(5):
+        assert torch.equal(draw(probs, ours), torch.multinomial(probs, 1, generator=theirs)[:, 0])
 
 
 def test_one_beam_is_greedy(llama):

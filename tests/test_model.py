@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llamaxr import fast
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector
@@ -39,6 +40,16 @@ def test_soft_tokens_stand_in_their_slots_in_order(model):
     assert torch.equal(x[batch.ids == SLOT], soft)
     words = batch.ids != SLOT
     assert torch.equal(x[words], model.llama.embed(batch.ids[words]))
+
+
+@pytest.mark.parametrize("attach", [lambda model: None, fast.for_training])
+def test_a_batch_knows_where_its_answers_and_soft_tokens_are(model, attach):
+    attach(model)
+    for texts in (REPORTS, None):
+        batch = model.collate([study(1), study(2, views=(0,))], texts)
+        assert batch.answers.tolist() == (batch.targets.flatten() != IGNORE).nonzero()[:, 0].tolist()
+        assert batch.slots.tolist() == (batch.ids.flatten() == SLOT).nonzero()[:, 0].tolist()
+        assert len(batch.slots) == 3 * model.projector.n_tokens
 
 
 def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):

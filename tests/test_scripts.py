@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from llamaxr.errors import one_line_errors
 from llamaxr.runs import checkpoint, reports
+from llamaxr.runs.recipes import SAME_DATA
 from tests.conftest import lay_out_phantoms, short_run, untimed
 
 HOME = Path(__file__).resolve().parent.parent
@@ -125,6 +126,26 @@ def test_a_training_run_leaves_its_options_losses_samples_and_a_checkpoint(run):
     assert [s["step"] for s in samples] == [3, 6] and all(s["reference"] for s in samples)
     assert checkpoint.last(run).name == "step-000006"
     assert not list(run.rglob("*.tmp"))
+
+
+def test_a_run_first_names_its_parts_and_says_what_the_tiny_network_is(options, tmp_path, capsys):
+    call(train, *options, "--steps", 1, "--out", tmp_path / "run")
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("data iu_xray; base tiny in NF4; vision tiny, trained on drawn images; ")
+    assert second.startswith("warning: vision tiny has seen drawn images only")
+
+
+def test_a_leaked_result_says_so_in_its_run_and_in_its_evaluation(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(SAME_DATA, "iu_xray", "drawn images")  # as if the tiny network had learned from it
+    run, line = tmp_path / "run", "results on iu_xray are leaked"
+    call(train, *options, "--steps", 1, "--out", run)
+    assert line in capsys.readouterr().out.splitlines()[1]
+    assert json.loads((run / "config.json").read_text())["leaked"] is True
+    call(evaluate, "--run", run, "--max-tokens", 5, "--limit", 2, "--out", tmp_path / "eval")
+    out, err = capsys.readouterr()
+    assert line in err and "leaked True" in out
+    settings = json.loads((tmp_path / "eval" / "results.json").read_text())["settings"]
+    assert settings["leaked"] is True and settings["vision_trained_on"] == "drawn images"
 
 
 def test_a_killed_run_resumes_to_bitwise_the_same_losses(run, root, options):
@@ -260,6 +281,7 @@ def test_the_report_alone_goes_to_stdout_and_the_warning_to_stderr(run, images):
     out, err = process.communicate()
     assert process.returncode == 0 and out.count("\n") == 1 and len(out.split()) > 2
     assert "No output of this program is for clinical use." in err and str(run) in err
+    assert "This vision network was trained on drawn images only." in err
 
 
 def test_a_refused_command_prints_one_line_and_exits_with_code_two(run, tmp_path):

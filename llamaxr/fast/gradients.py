@@ -11,24 +11,26 @@ What is cheap is computed again.
     lora            x, x A^T                   the same, but writes W x + B A x out anew
     cross_entropy   the hidden's gradient      logits in fp32, their softmax
 
-Worth: they save memory, not time: about 460 MiB of a training step of 4 layers of SmolLM2's width
-(`python benchmarks/train_peer.py BASE annotation.json` prints the peak). training.py
-attaches them. Without a gradient to come, and under torch.compile, which decides by itself what to keep, the
-plain forms are used.
+Worth: they save memory, not time. With packing, a training step of SmolLM2-135M takes half of the plain
+form's memory (`python benchmarks/train_peer.py BASE annotation.json --plain`). training.py attaches them.
+Without a gradient to come, and under torch.compile, which decides by itself what to keep, the plain forms are
+used.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import llama
 from ..llama import FeedForward, RMSNorm
 from ..lora import LoRALinear
 
 CHUNK = 512  # positions whose logits exist at the same time: 100 MB for a vocabulary of 49,152
-HEAD_NUMBERS = 2**20  # numbers of a 16-bit vocabulary projection that are widened to fp32 at a time
+HEAD_NUMBERS = 2**20  # numbers of a 16-bit vocabulary projection that a CPU widens to fp32 at a time
+CUDA_HEAD_NUMBERS = 2**27  # the same on CUDA, where each piece is several kernels: half a GiB
 
 
 def by_hand(x: Tensor) -> bool:
@@ -49,8 +51,31 @@ class FeedForwardByHand(FeedForward):
 
 
 class LoRALinearInPlace(LoRALinear):
+    copies: tuple[Tensor, ...] = ()  # A and B in what the model computes in, inside `adapters_in`
+
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # it has its own way to save a copy, and refuses ours
+            return super().forward(x)
         return _LoRA.apply(x, self.lora_A, self.lora_B, self)
+
+
+@contextlib.contextmanager
+def adapters_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
+    """Inside, all adapters have copies of A and B in dtype, made by one call instead of one for each."""
+    layers = [module for module in model.modules() if isinstance(module, LoRALinearInPlace)]
+    layers = [layer for layer in layers if layer.lora_A.dtype != dtype]
+    with torch.no_grad():
+        originals = [p for layer in layers for p in (layer.lora_A, layer.lora_B)]
+        copies = [torch.empty_like(p, dtype=dtype) for p in originals]
+        if copies:
+            torch._foreach_copy_(copies, originals)
+    for i, layer in enumerate(layers):
+        layer.copies = tuple(copies[2 * i : 2 * i + 2])
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.copies = ()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,9 +84,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def cross_entropy(hidden: Tensor, targets: Tensor, head: Tensor) -> Tensor:
-    """Cross-entropy of the logits hidden head^T at targets, summed. hidden (n, dim), targets (n,), head
-    (vocab,
-    dim), frozen. The gradient of hidden is computed while the logits of a chunk of positions exist."""
+    """Cross-entropy of the logits hidden head^T at targets, summed. hidden (n, dim), targets (n,); head,
+    frozen,
+    (vocab, dim). The gradient of hidden is computed while the logits of a chunk of positions exist."""
     return _CrossEntropy.apply(hidden, targets, head)
 
 
@@ -141,7 +166,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (hidden_grad,) = ctx.saved_tensors
-        return hidden_grad * grad.to(hidden_grad.dtype), None, None
+        # In fp32: one over the number of targets, which grad usually is, would be off by up to 0.4% in bf16.
+        return (hidden_grad.float() * grad).to(hidden_grad.dtype), None, None
 
 
 rms_norm, swiglu = _RMSNorm.apply, _SwiGLU.apply
@@ -153,9 +179,10 @@ class _LoRA(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, a: Tensor, b: Tensor, layer: LoRALinear) -> Tensor:
-        low = F.linear(x, a.to(x.dtype)).mul_(layer.scaling)  # (..., rank), where scaling is cheap
+        a, b = layer.copies or (a.to(x.dtype), b.to(x.dtype))
+        low = F.linear(x, a).mul_(layer.scaling)  # (..., rank), where scaling is cheap
         y = layer.base(x)  # (..., out_features)
-        y.flatten(0, -2).addmm_(low.flatten(0, -2), b.to(x.dtype).T)
+        y.flatten(0, -2).addmm_(low.flatten(0, -2), b.T)
         ctx.save_for_backward(x, a, b, low)
         ctx.layer = layer
         return y
@@ -164,7 +191,7 @@ class _LoRA(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, a, b, low = ctx.saved_tensors
         base, rows = ctx.layer.base, grad.flatten(0, -2)  # (n, out_features)
-        low_grad = (rows @ b.to(grad.dtype)).mul_(ctx.layer.scaling)  # (n, rank)
+        low_grad = (rows @ b).mul_(ctx.layer.scaling)  # (n, rank)
         a_grad, b_grad = low_grad.T @ x.flatten(0, -2), rows.T @ low.flatten(0, -2)
         x_grad = None
         if ctx.needs_input_grad[0]:
@@ -172,8 +199,8 @@ class _LoRA(torch.autograd.Function):
                 x_grad = base.input_gradient(grad)
             else:
                 x_grad = grad @ base.weight.to(grad.dtype)
-            x_grad.flatten(0, -2).addmm_(low_grad, a.to(grad.dtype))
-        return x_grad, a_grad.to(a.dtype), b_grad.to(b.dtype), None
+            x_grad.flatten(0, -2).addmm_(low_grad, a)
+        return x_grad, a_grad.to(ctx.layer.lora_A.dtype), b_grad.to(ctx.layer.lora_B.dtype), None
 
 
 def _head_pieces(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -183,7 +210,7 @@ def _head_pieces(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
     if head.dtype == dtype:
         yield slice(0, len(head)), head
         return
-    n_rows = max(1, HEAD_NUMBERS // head.shape[1])
+    n_rows = max(1, (CUDA_HEAD_NUMBERS if head.is_cuda else HEAD_NUMBERS) // head.shape[1])
     buffer = head.new_empty(n_rows, head.shape[1], dtype=dtype)
     for top in range(0, len(head), n_rows):
         piece = head[top : top + n_rows]

@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -32,12 +33,14 @@ def download(
     target: Path,
     progress: Progress | None = None,
     *,
+    headers: dict[str, str] | None = None,
     timeout: float = 60.0,
     pause: float = 2.0,
     tries: int = 5,
 ) -> Path:
     """Fetch url (http or https) to target, unless it is there. Returns target.
 
+    headers: sent to this address only, not to where it redirects, so that a token stays with its host.
     timeout: seconds without a byte until a connection counts as stalled. tries: attempts in a row that bring
     nothing until it gives up. pause: seconds before the second attempt, doubled for each next one.
     Raises UserError, which says how to fetch the file by hand.
@@ -54,7 +57,7 @@ def download(
             time.sleep(pause * 2 ** (n_failed - 1))
         before = part.stat().st_size if part.is_file() else 0
         try:
-            if _fetch_rest(url, part, target, progress, timeout):
+            if _fetch_rest(url, part, target, progress, headers or {}, timeout):
                 break
             reason = "the connection ended early, or brought more than it stated"
         except urllib.error.HTTPError as error:
@@ -65,7 +68,7 @@ def download(
                 part.unlink(missing_ok=True)
         except TimeoutError:
             reason = f"no answer for {timeout:g} seconds"
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
             reason = str(getattr(error, "reason", error) or type(error).__name__)
         after = part.stat().st_size if part.is_file() else 0
         n_failed = 0 if after > before else n_failed + 1
@@ -75,13 +78,17 @@ def download(
     return target
 
 
-def _fetch_rest(url: str, part: Path, target: Path, progress: Progress | None, timeout: float) -> bool:
+def _fetch_rest(
+    url: str, part: Path, target: Path, progress: Progress | None, headers: dict[str, str], timeout: float
+) -> bool:
     """One connection: append to part what it lacks. Whether it is complete now, by the length stated."""
     have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "llamaxr", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers={"User-Agent": "llamaxr", "Accept-Encoding": "identity"})
     if have:
-        headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
+        request.add_header("Range", f"bytes={have}-")
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
         length = answer.headers.get("Content-Length", "")
         length = int(length) if length.isdecimal() else None
         if answer.status == 206:

@@ -1,14 +1,17 @@
 """Where a base checkpoint is: a folder, or a repository of the Hugging Face hub in huggingface_hub's cache.
 
 In: a path or a hub id. Out: a folder that holds config.json, a tokenizer and all weight files. What the cache
-lacks is downloaded. Weights are safetensors; pickles are neither downloaded nor opened.
+lacks is downloaded, and continues where it was interrupted. Weights are safetensors; pickles are neither
+downloaded nor opened.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
 from ..errors import UserError
+from .download import download
 from .llama_config import read_json
 
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
@@ -18,8 +21,8 @@ MAX_INDEX = 2**23  # bytes of an index, or of a file's header; LLaMA 3.1 405B's 
 def find_base(base: str | Path) -> Path:
     """The folder of a checkpoint: `base` itself, or the snapshot of that hub id in the cache.
 
-    huggingface_hub downloads what the cache lacks. It shows progress, resumes, and reads HF_TOKEN for gated
-    models. Raises UserError for what is neither a folder nor a hub id, and where the download fails.
+    What the cache lacks is downloaded, with a progress bar; huggingface_hub reads HF_TOKEN for gated models.
+    Raises UserError for what is neither a folder nor a hub id, and where the download fails.
     """
     if os.path.isdir(base):  # Path.is_dir raises where the name is too long for a file
         return Path(base)
@@ -36,6 +39,8 @@ def find_base(base: str | Path) -> Path:
     except (errors.LocalEntryNotFoundError, UserError):
         pass  # not in the cache, or an incomplete download
     try:
+        with contextlib.suppress(errors.OfflineModeIsEnabled):
+            _fetch_weights(base)
         return complete_snapshot(Path(snapshot_download(base, **wanted)))  # offline: whatever is in the cache
     except errors.GatedRepoError:
         remedy = f"accept its licence at https://huggingface.co/{base}, then set HF_TOKEN"
@@ -48,6 +53,36 @@ def find_base(base: str | Path) -> Path:
     except UserError as error:
         remedy = f"{error}; to complete the download, run where there is a network: hf download {base}"
     raise UserError(f"{base} is not in the Hugging Face cache and could not be downloaded: {remedy}")
+
+
+def _fetch_weights(base: str) -> None:
+    """Download the weight files of a hub id to where huggingface_hub's cache has them.
+
+    huggingface_hub itself drops what an interrupted run has fetched of a file (2.4: each run has temporary
+    files of its own). Of weights that is gigabytes, so `download` fetches them. It raises as
+    huggingface_hub does, and UserError.
+    """
+    from huggingface_hub import HfApi, hf_hub_url, snapshot_download
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers, tqdm
+
+    # The small files come first: huggingface_hub says whether the repository exists and is accessible.
+    small = snapshot_download(base, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "*.safetensors"])
+    repository, commit = Path(small).parents[1], Path(small).name
+    model = HfApi().model_info(base, revision=commit, files_metadata=True)
+    for file in model.siblings:
+        if file.lfs is None or "/" in file.rfilename or not file.rfilename.endswith(".safetensors"):
+            continue
+        # model.id, not base: a repository that was renamed would redirect, and a redirect gets no token.
+        blob = repository / "blobs" / file.lfs.sha256
+        if blob.is_file():
+            continue
+        url = hf_hub_url(model.id, file.rfilename, revision=commit)
+        lock = repository.parent / ".locks" / repository.name / f"{blob.name}.lock"  # huggingface_hub's own
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(desc=file.rfilename, total=file.lfs.size, unit="B", unit_scale=True)
+        progress = lambda _, done, __, bar=bar: bar.update(done - bar.n)
+        with WeakFileLock(lock), bar:
+            download(url, blob, progress, headers=build_hf_headers())
 
 
 def complete_snapshot(folder: Path) -> Path:

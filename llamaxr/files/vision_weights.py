@@ -64,6 +64,16 @@ KNOWN |= {
     for name, digest in IMAGENET.items()
 }
 OP_THRESHS = {XRV_FILE.format(data): points for data, points in XRV_SETS.values()}  # by file name
+# What the parts of torchxrayvision's file names stand for (its models.py). google: other labels of nih.
+DATA_SETS = {
+    "nih": "NIH ChestX-ray14", "pc": "PadChest", "chex": "CheXpert", "mimic_ch": "MIMIC-CXR",
+    "mimic_nb": "MIMIC-CXR", "google": "NIH ChestX-ray14", "openi": "Open-i", "kaggle": "RSNA Pneumonia",
+}  # fmt: skip
+TRAINED_ON = {  # by file name
+    XRV_FILE.format(data): tuple(dict.fromkeys(DATA_SETS[part] for part in data.split("-")))
+    for data, _ in XRV_SETS.values()
+}
+TRAINED_ON |= {f"{name}-{digest}.pth": ("ImageNet",) for name, digest in IMAGENET.items()}
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,14 @@ def read_weights(path: Path, cache: Path | None = None) -> StoredWeights:
     if converted:
         save_weights(converted, tensors)
     return StoredWeights(tensors, {}, digest)
+
+
+def trained_on(vision: str) -> tuple[str, ...]:
+    """The data sets that the network of --vision was trained on, by its name or published file name. () where
+    they are not known: a file of another name may hold any network."""
+    if vision == "tiny":
+        return ("drawn images",)
+    return TRAINED_ON.get(Path(KNOWN.get(vision, vision)).name, ())
 
 
 def known_file(name: str, cache: Path, progress: Progress | None = None) -> Path:

@@ -1,22 +1,31 @@
 """What training and generating will need in memory, before gigabytes are read, and what the machine has.
 
 The counts of weights are exact: the model is laid out on the meta device, shapes without memory. What the
-backward pass keeps ("activations") is counted from the blocks' own tensors.
+backward pass keeps ("activations") is counted from the blocks' own tensors. A batch that does not fit all the
+same ends in one line (`out_of_memory_in_one_line`).
 """
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from ..fast.gradients import CHUNK
+from ..errors import UserError
+from ..fast.gradients import CHUNK, CUDA_HEAD_NUMBERS
 from ..fast.packing import SHORT
 from ..llama import Llama, LlamaConfig
-from ..lora import TARGETS, add_lora
+from ..lora import TARGETS, LoRALinear, add_lora
+from ..nf4 import NF4Linear
 from ..projector import Projector
+from .recipes import TrainOptions
 
 GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: 4 bits, a share of an 8-bit absmax and an fp32 scale
+UNPACKED = 4 / 64 - 1 / 64 - 4 / (64 * 256)  # more, where fast/nf4.py holds each absmax in fp32
 PROGRAM = int(0.6 * GIB)  # torch, the vision network and its buffers, as measured on a CPU
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
 
 
 def training_needs(
@@ -26,14 +35,14 @@ def training_needs(
     dtype: torch.dtype,
     rank: int,
     projector: tuple[int, int],
-    rows: int,
-    time: int,
-    report_tokens: int,
+    prompt: int,
+    reports: list[int],
     recompute: bool,
     plain: bool,
+    cuda: bool,
 ) -> dict[str, int]:
-    """Bytes by purpose. projector: (channels, grid). rows, time: the largest batch of a forward pass, padded.
-    report_tokens: how many positions of a row carry loss. plain: without fast/."""
+    """Bytes by purpose. projector: (channels, grid). prompt: how many tokens are before each report. reports:
+    how many tokens each report of the largest batch has. plain: without fast/. cuda: on a GPU."""
     with torch.device("meta"):
         llama = Llama(config)
         linears = sum(p.numel() for n, p in llama.named_parameters() if n.split(".")[-2] in TARGETS)
@@ -42,59 +51,94 @@ def training_needs(
         learned = sum(p.numel() for p in llama.parameters() if p.requires_grad)
         learned += sum(p.numel() for p in Projector(projector[0], config.dim, projector[1]).parameters())
     held = 2 if in_4_bits else dtype.itemsize  # the embedding and the head stay as they are stored: 16 bits
-    n_logits = rows * report_tokens if plain else min(rows * report_tokens, CHUNK)
+    rows, time, n_targets = len(reports), prompt + max(reports), sum(reports)
+    positions = rows * time if plain else rows * prompt + n_targets  # packed rows have no filler
+    wide_head = 4 * config.vocab_size * config.dim if held < dtype.itemsize else 0
+    wide_head = wide_head if plain else min(wide_head, 4 * CUDA_HEAD_NUMBERS if cuda else 0)
+    nf4_bytes = NF4_BYTES + (UNPACKED if cuda and not plain else 0)
+    wide_weight = config.ffn_dim * config.dim * dtype.itemsize if in_4_bits else 0
+    block = positions * bytes_per_position(config, time, dtype, plain, cuda)
+    inputs = positions * config.dim * dtype.itemsize
+    # Each of these is at its largest while the other does not exist: the logits, their softmax and its
+    # gradient in fp32, before the backward pass of the blocks; and then one block's gradients, with the
+    # weight that they go through.
+    logits = (n_targets if plain else min(n_targets, CHUNK)) * config.vocab_size * 4 * 3 + wide_head
+    gradients = positions * gradient_bytes_per_position(config, time, dtype, plain, cuda) + wide_weight
+    kept = config.n_layers * (inputs if recompute else block)
+    again = block if recompute else 0
+    logits += 0 if plain else again  # the fast form does not recompute its last block
+    copies = learned * dtype.itemsize if dtype.itemsize < 4 else 0  # LoRA's matrices, as they are multiplied
     return {
-        "weights": round(linears * (NF4_BYTES if in_4_bits else dtype.itemsize) + others * held),
+        "weights": round(linears * (nf4_bytes if in_4_bits else dtype.itemsize) + others * held),
         "adapters and projector": learned * 4,
         "gradients and AdamW": learned * 4 * 3,
-        # beside the blocks: logits, their softmax and its gradient, in fp32
-        "activations": activations(config, rows, time, dtype, recompute, plain)
-        + n_logits * config.vocab_size * 4 * 3,
+        "activations": kept + max(logits, gradients + again) + copies,
         "program": PROGRAM,
     }
 
 
-def activations(
-    config: LlamaConfig, rows: int, time: int, dtype: torch.dtype, recompute: bool, plain: bool
-) -> int:
-    """Bytes that the blocks keep for the backward pass of this many rows and positions.
+def bytes_per_position(config: LlamaConfig, time: int, dtype: torch.dtype, plain: bool, cuda: bool) -> int:
+    """Bytes that one block keeps for the backward pass, per position of rows of this many positions.
 
-    Per position a block keeps the inputs and outputs of both norms (4 dim), q, k and v as attention reads
-    them and its output, once more for o_proj (3 q + 2 kv), and gate, up and silu(gate) * up (3 ffn). In the
-    plain form also silu(gate), and the norms' inputs in fp32. In the fast form short fp32 rows keep
-    attention's scores, and k and v for each query head. With recompute only each block's input stays, and one
-    whole block.
+    The inputs and outputs of both norms (4 dim), q, k and v as attention reads them and its output, once more
+    for o_proj (3 q + 2 kv), and gate, up and silu(gate) * up (3 ffn). In the plain form also silu(gate), and
+    the norms' inputs in fp32. Where attention is not fused it keeps its scores, and k and v for each query
+    head: in short fp32 rows of the fast form on a CPU, and in fp32 on CUDA, whose fused kernels take grouped
+    queries in 16 bits only.
     """
     dim, itemsize = config.dim, dtype.itemsize
     if plain:
         norms, ffn = 2 * dim * (4 + itemsize), 4 * config.ffn_dim * itemsize
     else:
         norms, ffn = 4 * dim * itemsize, 3 * config.ffn_dim * itemsize
-    if not plain and dtype == torch.float32 and time <= SHORT:
+    if dtype == torch.float32 and cuda:
+        heads = config.n_heads * (5 * config.head_dim + time)
+    elif dtype == torch.float32 and not plain and time <= SHORT:
         heads = config.n_heads * (4 * config.head_dim + time)
     else:
         heads = (3 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    block = norms + ffn + heads * itemsize  # bytes per position
-    return rows * time * (config.n_layers * dim * itemsize + block if recompute else config.n_layers * block)
+    return norms + ffn + heads * itemsize
+
+
+def gradient_bytes_per_position(
+    config: LlamaConfig, time: int, dtype: torch.dtype, plain: bool, cuda: bool
+) -> int:
+    """Bytes that exist at once while the backward pass goes through a block: four gradients of the
+    feed-forward's width, in the plain form seven, as LoRA's and the base's are added out of place; or, where
+    attention is not fused, three of its scores."""
+    scores = 3 * config.n_heads * time if dtype == torch.float32 and cuda else 0
+    return max((7 if plain else 4) * config.ffn_dim, scores) * dtype.itemsize
 
 
 def generation_needs(config: LlamaConfig, dtype: torch.dtype, itemsize: int, rows: int, time: int) -> int:
-    """Bytes that fast.for_generation adds to a loaded model, and that generating then takes: merged weights
-    and
-    a head of `itemsize` bytes per number, the fp32 pieces of the largest merge, and the KV cache of this many
-    rows and positions. What a 4-bit base frees is not counted."""
+    """Bytes that fast.for_generation makes, and that generating then takes: merged weights and a head of
+    `itemsize` bytes per number, the KV cache of this many rows and positions, and the fp32 pieces of the
+    largest merge or, if that is more, the layers' values while the prompts are read."""
     heads = config.head_dim * (2 * config.n_heads + 2 * config.n_kv_heads)
     block = config.dim * (heads + 3 * config.ffn_dim)
     weights = (config.n_layers * block + config.vocab_size * config.dim) * itemsize
     largest = max(3 * 2 * config.ffn_dim, config.vocab_size) * config.dim * 4
+    reading = rows * time * (3 * config.ffn_dim + 4 * config.dim) * dtype.itemsize
     cache = rows * time * config.n_layers * 2 * config.n_kv_heads * config.head_dim * dtype.itemsize
-    return weights + largest + cache
+    return weights + max(largest, reading) + cache
+
+
+def freed_by_merging(llama: Llama) -> int:
+    """Bytes that fast.for_generation frees, block by block: the linears, their adapters, and the head."""
+    total = 0 if llama.config.tie_embeddings else llama.head_weight.nbytes
+    for layer in llama.modules():
+        if isinstance(layer, LoRALinear):
+            n = layer.base.out_features * layer.base.in_features
+            total += round(n * NF4_BYTES) if isinstance(layer.base, NF4Linear) else layer.base.weight.nbytes
+            total += layer.lora_A.nbytes + layer.lora_B.nbytes
+    return total
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that this program may still allocate: on the GPU, or on the machine and in its container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch has reserved and does not use, it reuses or gives back
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     limits = [_read("/proc/meminfo", "MemAvailable:", 1024)]
     limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
@@ -125,8 +169,32 @@ def advice(needs: dict[str, int], free: int, rows: int, recompute: bool, in_4_bi
     if fixed > free:
         return "take --quantize nf4" if not in_4_bits else "take a smaller --base, or a larger machine"
     if not recompute:
-        return "take --recompute, or a smaller --batch with --accumulate"
+        return "take --recompute auto, or a smaller --batch with --accumulate"
     fitting_rows = int((free - fixed) * rows / needs["activations"])
     if fitting_rows:
         return f"take --batch {fitting_rows} and more --accumulate"
     return "take a smaller --grid or a shorter report"
+
+
+@contextlib.contextmanager
+def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None]:
+    """Turns a training's lack of memory into a UserError with advice and the run's last checkpoint."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # a RuntimeError: CUDA's, cuBLAS's, bitsandbytes', the CPU's
+        words = " ".join(str(error).split())
+        lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not (lacks_memory or any(name in words.lower() for name in OUT_OF_MEMORY)):
+            raise
+        said = ". ".join(words.split(". ")[:2]).rstrip(".") or "out of memory"
+        changes = {} if options.recompute == "on" else {"recompute": "on"}
+        if options.batch > 1:  # the same studies per step
+            changes |= {"batch": options.batch // 2, "accumulate": 2 * options.accumulate}
+        if steps := sorted(run.glob("step-*/state.json")):
+            remedy = f"set {json.dumps(changes)[1:-1]} in {run}/config.json, " if changes else ""
+            remedy += f"then go on from {steps[-1].parent.name} with: python train.py --resume {run}"
+        else:
+            flags = " ".join(f"--{name} {value}" for name, value in changes.items())
+            flags = flags or "a smaller --max-report-tokens"
+            remedy = f"there is no checkpoint yet; start again with {flags}"
+        raise UserError(f"{said}: {remedy}") from None

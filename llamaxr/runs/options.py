@@ -30,6 +30,16 @@ def option(default, help: str, choices=None, at_least=None, above=None, at_most=
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def derived():
+    """A dataclass field that __post_init__ computes from the options: no flag, but written to config.json."""
+    return dataclasses.field(init=False)
+
+
+def fields_of(options) -> list[dataclasses.Field]:
+    """The fields that are options."""
+    return [field for field in dataclasses.fields(options) if field.init]
+
+
 def parse(
     options: type,
     description: str,
@@ -50,8 +60,8 @@ def parse(
     for name, arguments in (extra or {}).items():
         parser.add_argument(name, **arguments)
     hints = typing.get_type_hints(options)
-    names = [field.name for field in dataclasses.fields(options)]
-    for field in dataclasses.fields(options):
+    names = [field.name for field in fields_of(options)]
+    for field in fields_of(options):
         meta, kind = field.metadata, hints[field.name]
         if isinstance(kind, types.UnionType):  # `Path | None`: the type that is not None
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
@@ -71,7 +81,7 @@ def parse(
 
 def check(options):
     """Returns the options if each is within its bounds; else UserError with the flag and the bound."""
-    for field in dataclasses.fields(options):
+    for field in fields_of(options):
         value, meta = getattr(options, field.name), field.metadata
         if value is None:
             continue
@@ -95,12 +105,15 @@ def to_json(options) -> dict:
 
 
 def from_json(options: type, values: dict, path: Path):
-    """Options from the values of a config.json at `path`. A missing option takes the dataclass's default.
-    UserError for an unknown option, a missing one without a default, or a value of the wrong type."""
+    """Options from the values of a config.json at `path`. A missing option takes the dataclass's default;
+    derived fields are computed anew. UserError for an unknown option, a missing one without a default, or a
+    value of the wrong type."""
     hints = typing.get_type_hints(options)
+    computed = {field.name for field in dataclasses.fields(options)} - {f.name for f in fields_of(options)}
+    values = {name: value for name, value in values.items() if name not in computed}
     fields = {}
     try:
-        for field in dataclasses.fields(options):
+        for field in fields_of(options):
             if field.name not in values:
                 if field.default is dataclasses.MISSING:
                     raise ValueError(f"{field.name} is missing")

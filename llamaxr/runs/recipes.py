@@ -1,7 +1,8 @@
 """The options of a training run, and recipes: named sets of values that the command line takes as defaults.
 
 An option has its default in one place. If all recipes agree on it, the default is in TrainOptions; if they
-differ, TrainOptions has none and every recipe in RECIPES gives a value.
+differ, TrainOptions has none and every recipe in RECIPES gives a value. One exception: recipe `ours` takes
+its vision network from UNSEEN_VISION, by the data set.
 """
 
 import argparse
@@ -13,9 +14,10 @@ from ..data import iu_xray
 from ..data.report import SECTIONS
 from ..data.study import ON_MISSING
 from ..errors import UserError
-from ..files.vision_weights import KNOWN
+from ..files.vision_weights import KNOWN, trained_on
+from ..model import LlamaXR
 from ..prompt import BRIDGES
-from .options import DEVICE_HELP, DEVICES, PLAIN_HELP, option, parse
+from .options import DEVICE_HELP, DEVICES, PLAIN_HELP, derived, option, parse
 
 DATA = ("sample", "iu_xray", "mimic_cxr", "csv")
 LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, already in NF4: 5.7 GB instead of 16
@@ -30,20 +32,49 @@ EXTRA = {
 }  # fmt: skip
 BY_RECIPE = MISSING  # an option that the recipes give different values
 
-# `paper` is LLaMA-XR as published (section 4.2). Its learning rate hardly moves the model in its 195 steps;
-# 2e-4 does (--recipe paper --lr 2e-4).
+# Data set -> a vision network that never saw it, so that no test patient is known to it.
+UNSEEN_VISION = {
+    "sample": "tiny",  # its films are drawn, and so were those of this network's training
+    "iu_xray": "densenet121-res224-mimic_ch",
+    "mimic_cxr": "densenet121-res224-chex",
+    "csv": "densenet121-res224-mimic_ch",  # the user's own data: only the user can know
+}
+SAME_DATA = {"iu_xray": "Open-i", "mimic_cxr": "MIMIC-CXR"}  # as files/vision_weights.py calls the data set
+
 RECIPES: dict[str, dict] = {
+    # The embedded demo's. Warm-up: 30 of 300 steps.
     "sample": {
-        "base": "tiny", "vision": "tiny", "bridge": "tokens", "outline": False, "optimizer": "adamw",
-        "lr": 2e-3, "batch": 16, "accumulate": 1, "val_every": 50,
+        "base": "tiny", "vision": "tiny", "bridge": "tokens", "grid": 7, "outline": False,
+        "optimizer": "adamw", "lr": 2e-3, "projector_lr": 1e-3, "warmup_share": 0.1, "batch": 16,
+        "accumulate": 1, "epochs": 3.0, "val_every": 50, "val_studies": 64,
     },
+    # For real reports and a base of billions. Nothing here was measured on such a base; what was measured was
+    # measured on SmolLM2-135M and simulated images (docs/results.md, docs/log.md).
     "ours": {
-        "base": LLAMA_8B, "vision": "tiny", "bridge": "tokens", "outline": True, "optimizer": "adamw",
-        "lr": 5e-4, "batch": 8, "accumulate": 1, "val_every": 100,
+        "base": LLAMA_8B,
+        "bridge": "tokens",
+        "grid": 4,  # the sweep: 2 x 2 is the best, but simulated findings are large; 7 x 7 is the worst
+        "outline": True,  # docs/choices.md
+        "optimizer": "adamw",
+        # QLoRA's for 7B and 13B (Dettmers et al. 2023), and LLaVA-1.5's. LLaVA-Rad and LLaMA-Factory take
+        # 1e-4. Not measured: the sweep's best, 5e-4, is that of 135M in 60 steps.
+        "lr": 2e-4,
+        # Twice lr, as in the sweep; not measured. Where the projector alone learns, R2GenGPT takes 1e-4 (7B,
+        # IU X-ray, 8 studies per batch), LLaVA-1.5 and LLaVA-Rad take 1e-3 (256 images per step).
+        "projector_lr": 4e-4,
+        "warmup_share": 0.03,  # QLoRA's, LLaVA-1.5's and LLaVA-Rad's; not measured
+        "batch": 8,  # LLaMA-Factory's for 8B (QLoRA: 16 for 7B); not measured
+        "accumulate": 1,
+        "epochs": 5.0,  # findings F1 of the outlines 0.660 after 5, 0.638 after 3 (log, 2026-11-25)
+        "val_every": 100,
+        "val_studies": 296,  # all of R2Gen's val split of IU X-ray, the first of a larger one
     },
+    # LLaMA-XR as published (section 4.2). Its learning rate hardly moves the model in its 195 steps, 30 of
+    # which are warm-up; 2e-4 does (--recipe paper --lr 2e-4). The projector has no part in its bridge.
     "paper": {
-        "base": LLAMA_8B, "vision": "densenet121-res224-all", "bridge": "scores", "outline": False,
-        "optimizer": "adamw8bit", "lr": 2e-6, "batch": 8, "accumulate": 4, "val_every": 65,
+        "base": LLAMA_8B, "vision": "densenet121-res224-all", "bridge": "scores", "grid": 7, "outline": False,
+        "optimizer": "adamw8bit", "lr": 2e-6, "projector_lr": 1e-3, "warmup_share": 30 / 195, "batch": 8,
+        "accumulate": 4, "epochs": 3.0, "val_every": 65, "val_studies": 296,
     },
 }  # fmt: skip
 
@@ -89,7 +120,7 @@ class TrainOptions:
     )
     bridge: str = option(BY_RECIPE, "form in which an image reaches the language model", choices=BRIDGES)
     grid: int = option(
-        7, "soft tokens per view: GRID x GRID, pooled from DenseNet's 7 x 7", at_least=1, at_most=7
+        BY_RECIPE, "soft tokens per view: GRID x GRID, pooled from DenseNet's 7 x 7", at_least=1, at_most=7
     )
     outline: bool = option(BY_RECIPE, "write a line of findings before each report")
     outline_share: float = option(
@@ -103,8 +134,11 @@ class TrainOptions:
         BY_RECIPE, "adamw8bit is bitsandbytes', as in the paper", choices=("adamw", "adamw8bit")
     )
     lr: float = option(BY_RECIPE, "peak learning rate of LoRA", above=0)
-    projector_lr: float = option(1e-3, "peak learning rate of the projector", above=0)
-    warmup: int = option(30, "steps until the learning rate peaks; then it falls linearly to 0", at_least=0)
+    projector_lr: float = option(BY_RECIPE, "peak learning rate of the projector", above=0)
+    warmup_share: float = option(
+        BY_RECIPE, "share of the steps until the learning rates peak; then they fall linearly to 0",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     weight_decay: float = option(0.01, "AdamW's weight decay", at_least=0)
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
     batch: int = option(BY_RECIPE, "studies per forward pass", at_least=1)
@@ -113,17 +147,20 @@ class TrainOptions:
     compile: bool = option(
         False, "run the blocks through torch.compile: takes half a minute to start, gains nothing on a CPU"
     )
-    recompute: bool = option(
-        False, "recompute each block in the backward pass: slower, but takes far less memory"
+    recompute: str = option(
+        "auto",
+        "recompute each block in the backward pass: slower, but takes far less memory; auto is on where the "
+        "largest batch fits only with it",
+        choices=("auto", "on", "off"),
     )
-    epochs: float = option(3.0, "passes over the training split", above=0)
+    epochs: float = option(BY_RECIPE, "passes over the training split", above=0)
     steps: int = option(0, "optimiser steps; if 0, --epochs decides", at_least=0)
     limit: int = option(0, "train on the first LIMIT studies only; 0 means all", at_least=0)
     max_report_tokens: int = option(300, "cut longer reports to this many tokens", at_least=8)
     val_every: int = option(
         BY_RECIPE, "steps between validations; each also saves and generates samples", at_least=1
     )
-    val_studies: int = option(64, "validation studies to measure the loss on; 0 means all", at_least=0)
+    val_studies: int = option(BY_RECIPE, "validation studies to measure the loss on; 0 means all", at_least=0)
     n_samples: int = option(2, "reports to generate and print at each validation", at_least=0)
     seed: int = option(0, "seed of the initial weights and of the order of studies", at_least=0)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
@@ -135,11 +172,23 @@ class TrainOptions:
         None, "folder for drawn images and features (default: cache/ in the repository)"
     )
     out: Path | None = option(None, "run folder (default: a new one under runs/)")
+    vision_trained_on: str = derived()  # names of data sets, or "unknown data"
+    leaked: bool = derived()  # whether the data set is among them: test patients may be known
+
+    def __post_init__(self):
+        seen = trained_on(self.vision)
+        object.__setattr__(self, "vision_trained_on", ", ".join(seen) or "unknown data")
+        object.__setattr__(self, "leaked", SAME_DATA.get(self.data) in seen)
+
+
+def defaults(recipe: str, data: str) -> dict:
+    """The values of the options that TrainOptions leaves open."""
+    return {"recipe": recipe, "vision": UNSEEN_VISION.get(data), **RECIPES.get(recipe, {})}
 
 
 def apply_recipe(name: str, **changes) -> TrainOptions:
     """The options of a recipe, with changes."""
-    return TrainOptions(**{"recipe": name, **RECIPES[name], **changes})
+    return TrainOptions(**defaults(name, changes.get("data", TrainOptions.data)) | changes)
 
 
 def parse_train_options(description: str, argv: list[str] | None = None):
@@ -152,8 +201,7 @@ def parse_train_options(description: str, argv: list[str] | None = None):
     first.add_argument("--recipe")
     known, _ = first.parse_known_args(argv)
     recipe = known.recipe or ("sample" if known.data == "sample" else "ours")
-    defaults = {"recipe": recipe, **RECIPES.get(recipe, {})}
-    options, extra = parse(TrainOptions, description, argv, EXTRA, defaults)
+    options, extra = parse(TrainOptions, description, argv, EXTRA, defaults(recipe, known.data))
     if extra.resume is not None:
         resume = argparse.ArgumentParser(add_help=False)
         resume.add_argument("--resume", nargs="?")
@@ -167,3 +215,36 @@ def parse_train_options(description: str, argv: list[str] | None = None):
 def n_steps(options: TrainOptions, n_train: int) -> int:
     """Optimiser steps of the whole run, given the number of training studies."""
     return options.steps or math.ceil(options.epochs * n_train / (options.batch * options.accumulate))
+
+
+def vision_warning(options: TrainOptions) -> str | None:
+    """What to know of a run's vision network before its results are read; None if there is nothing."""
+    better = UNSEEN_VISION[options.data]
+    if options.leaked:
+        return (
+            f"results on {options.data} are leaked: vision {options.vision} was trained on "
+            f"{SAME_DATA[options.data]}, the same patients, and may know the test split; --vision {better} "
+            "does not"
+        )
+    if options.vision == "tiny" and options.data != "sample":
+        return f"vision tiny has seen drawn images only, never a radiograph; --vision {better} has"
+    return None
+
+
+def parts_of_run(options: TrainOptions, model: LlamaXR) -> str:
+    """One line that names every part of a run; the vision_warning, if there is one, on a second."""
+    lora, projector = (
+        sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for part in (model.llama, model.projector)
+    )
+    dtype = str(model.llama.dtype).removeprefix("torch.")
+    held = "NF4" if options.quantize == "nf4" else dtype
+    grid = f", grid {options.grid} x {options.grid}" if options.bridge != "scores" else ""
+    line = (
+        f"data {options.data}; base {options.base} in {held}; vision {options.vision}, trained on "
+        f"{options.vision_trained_on}; bridge {options.bridge}{grid}; recipe {options.recipe}; "
+        f"{model.projector.place.device}, {dtype}; {lora + projector:,} trainable parameters, {lora:,} in "
+        f"LoRA and {projector:,} in the projector"
+    )
+    warning = vision_warning(options)
+    return f"{line}\nwarning: {warning}" if warning else line

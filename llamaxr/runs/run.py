@@ -10,6 +10,7 @@ import torch
 
 from .. import fast
 from ..data import iu_xray, mimic_cxr, phantom, table
+from ..data.outline import with_outline
 from ..data.study import Study
 from ..errors import UserError
 from ..fast.generation import packs_in_16_bits
@@ -20,7 +21,9 @@ from ..lora import add_lora
 from ..model import LlamaXR
 from ..nf4 import NF4Linear
 from ..projector import Projector
-from ..vision import StudyFeatures, Vision
+from ..prompt import study_prompt
+from ..tokenizer import Tokenizer, load_tokenizer
+from ..vision import PATHOLOGIES, StudyFeatures, Vision
 from ..weights import load_llama, read_config
 from . import checkpoint, distributed, memory
 from .features import study_features
@@ -43,6 +46,8 @@ def pick_device(name: str) -> torch.device:
     """auto, cuda or cpu -> torch.device. UserError for cuda where torch finds no GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds no CUDA device; use --device cpu")
+    # cuDNN's attention plans anew for every new shape: for every batch, and for every token generated.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -123,29 +128,55 @@ def load_features(
     return pairs
 
 
-def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> str:
-    """One line: the memory that a process needs to train, and what is free. UserError, with advice, if the
-    run cannot fit, or if --batch leaves a process without a study."""
+def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> tuple[str, bool]:
+    """One line: the memory that a process needs to train, and what is free; and whether the blocks must be
+    recomputed. UserError, with advice, if the run cannot fit, or if --batch leaves a process without a study.
+    """
     if options.batch < distributed.world_size():
         raise UserError(
             f"--batch {options.batch} has no study for each of {distributed.world_size()} processes; raise it"
         )
-    config = read_config(base_folder(options) / "config.json")
-    longest = max((len(s.report) for s in studies if s.split == "train"), default=0) // 3 + 1
-    report = min(options.max_report_tokens, longest)  # at least three letters per token; four are usual
-    prompt = longest_prompt(options.bridge, options.grid**2)
-    in_4_bits = options.quantize == "nf4"
-    needs = memory.training_needs(
-        config, plain=is_plain(options.plain, device), in_4_bits=in_4_bits,
-        dtype=compute_dtype(options, device), rank=options.rank, projector=(1024, options.grid),
-        time=prompt + report, report_tokens=report,
-        rows=math.ceil(options.batch / distributed.world_size()), recompute=options.recompute,
-    )  # fmt: skip
+    folder, in_4_bits = base_folder(options), options.quantize == "nf4"
+    config, tokenizer = read_config(folder / "config.json"), load_tokenizer(folder)
+    prompt = longest_prompt(tokenizer, options.bridge, options.grid**2)
+    rows = math.ceil(options.batch / distributed.world_size())
+    reports = longest_reports(options, studies, tokenizer, rows)
+    needs = {
+        recompute: memory.training_needs(
+            config, plain=is_plain(options.plain, device), in_4_bits=in_4_bits,
+            dtype=compute_dtype(options, device), rank=options.rank, projector=(1024, options.grid),
+            prompt=prompt, reports=reports, recompute=recompute, cuda=device.type == "cuda",
+        )
+        for recompute in (False, True)
+    }  # fmt: skip
     free = free_memory(device)
-    line = memory.table(needs, free)
-    if advice := memory.advice(needs, free, options.batch, options.recompute, in_4_bits):
+    too_much = sum(needs[False].values()) > free
+    recompute = {"auto": too_much, "on": True, "off": False}[options.recompute]
+    line = memory.table(needs[recompute], free)
+    if advice := memory.advice(needs[recompute], free, options.batch, recompute, in_4_bits):
         raise UserError(f"this run does not fit ({line}); {advice}")
-    return line
+    line += f"; largest batch {len(reports)} x {prompt + max(reports)} positions; "
+    how = "blocks are recomputed" if recompute else "blocks are not recomputed"
+    without = f": without it {sum(needs[False].values()) / memory.GIB:.2f}" if recompute else ""
+    return f"{line}{how} (--recompute {options.recompute}){without}", recompute
+
+
+def longest_prompt(tokenizer: Tokenizer, bridge: str, n_tokens: int) -> int:
+    """How many tokens the prompt of a study of two views has, with n_tokens soft tokens per view."""
+    n_tokens = n_tokens if bridge != "scores" else 0
+    scores = [[0.5] * len(PATHOLOGIES)] * 2 if bridge != "tokens" else None
+    return len(study_prompt(tokenizer, [0, 1], n_tokens, scores, PATHOLOGIES))
+
+
+def longest_reports(options: TrainOptions, studies: list[Study], tokenizer: Tokenizer, n: int) -> list[int]:
+    """How many tokens the n longest training reports have, as they are trained on: no batch of n is larger.
+    They are looked for among the 4 n, and at least 256, of the most characters."""
+    texts = [study.report for study in studies if study.split == "train"][: options.limit or None]
+    texts = sorted(texts, key=len)[-max(256, 4 * n) :]
+    if options.outline:
+        texts = [with_outline(report) for report in texts]
+    lengths = sorted(len(tokenizer.encode(text)) + 1 for text in texts)[-n:]  # with EOS
+    return [min(length, options.max_report_tokens) for length in lengths] or [1]
 
 
 def free_memory(device: torch.device) -> int:
@@ -155,10 +186,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def compute_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
-    """What the language model computes in. auto: bf16 on CUDA; fp32 on a CPU, where bf16 is emulated and slow
-    unless it has AVX512-BF16 or AMX."""
+    """What the language model computes in. auto: bf16 on a GPU that has it (NVIDIA's from capability 8.0 on,
+    of 2020); else fp32, also on a CPU, where bf16 is emulated and slow unless it has AVX512-BF16 or AMX.
+    UserError for --dtype bf16 on a GPU that would emulate it."""
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if options.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if has_bf16 else torch.float32
+    if options.dtype == "bf16" and device.type == "cuda" and not has_bf16:
+        raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16; leave out --dtype bf16")
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
 
 
@@ -179,6 +214,8 @@ def build(
     quantize = "nf4" if options.quantize == "nf4" else None
     nf4 = NF4Linear if is_plain(options.plain, device) else TiledNF4Linear
     dtype = compute_dtype(options, device)
+    if device.type == "cuda" and options.dtype == "auto" and dtype == torch.float32:
+        distributed.warn(f"{torch.cuda.get_device_name(device)} has no bf16; computing in fp32")
     llama, tokenizer = load_llama(base_folder(options), quantize, dtype, device, nf4)
     torch.manual_seed(options.seed)
     add_lora(llama, options.rank, options.lora_alpha, device=device)
@@ -203,20 +240,29 @@ def open_run(
     return options, vision, model.eval(), step
 
 
+def prepare_for_training(
+    model: LlamaXR, options: TrainOptions, device: torch.device, recompute: bool
+) -> None:
+    """Attach the forms of fast/ to train with that the options ask for."""
+    if not is_plain(options.plain, device):
+        fast.for_training(model)
+    if recompute:
+        fast.recompute_blocks(model.llama)
+    if options.compile:
+        fast.compile_blocks(model.llama)
+
+
 def prepare_for_generation(model: LlamaXR, device: torch.device, rows: int, max_tokens: int) -> None:
     """fast.for_generation, where memory is large enough for it and for `rows` reports of max_tokens generated
     together. The model cannot be trained afterwards."""
     llama = model.llama
     itemsize = 2 if packs_in_16_bits(device, llama.dtype) else llama.dtype.itemsize
-    time = longest_prompt(model.bridge, model.projector.n_tokens) + max_tokens
-    if free_memory(device) > memory.generation_needs(llama.config, llama.dtype, itemsize, rows, time):
+    time = longest_prompt(model.tokenizer, model.bridge, model.projector.n_tokens) + max_tokens
+    needs = memory.generation_needs(llama.config, llama.dtype, itemsize, rows, time)
+    if free_memory(device) > needs - memory.freed_by_merging(llama):
         fast.for_generation(model)
-
-
-def longest_prompt(bridge: str, n_tokens: int) -> int:
-    """About how many tokens the prompt of a study of two views has, with n_tokens soft tokens per view."""
-    prompt = 90 + (2 * n_tokens if bridge != "scores" else 0)
-    return prompt + (450 if bridge != "tokens" else 0)  # 36 numbers and 18 names
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the 4-bit weights' memory is of no size that anything else takes
 
 
 def evaluation_folder(run: Path, split: str) -> Path:

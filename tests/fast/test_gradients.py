@@ -91,6 +91,15 @@ def test_a_head_in_16_bits_is_widened_exactly(monkeypatch, rows):
     )
 
 
+def test_one_over_the_number_of_targets_is_not_rounded_to_16_bits():
+    hidden, head = random(11, 8).bfloat16().requires_grad_(), random(20, 8, seed=1).bfloat16()
+    loss = gradients.cross_entropy(hidden, torch.arange(11), head)
+    (whole,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    (part,) = torch.autograd.grad(loss / 321, hidden)
+    assert torch.equal(part, (whole.float() / 321).bfloat16())
+    assert not torch.equal(part, (whole * torch.tensor(1 / 321).bfloat16()))
+
+
 def test_without_a_gradient_to_come_cross_entropy_computes_none(monkeypatch):
     monkeypatch.setattr(gradients, "_logits_backward", lambda *_: pytest.fail("a gradient was computed"))
     hidden, weight = random(3, 8), random(20, 8, seed=1)

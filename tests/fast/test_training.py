@@ -1,16 +1,22 @@
 """fast.for_training against the plain model: losses, gradients, and what the packed row holds."""
 
+import contextlib
+import functools
 import shutil
 
 import pytest
 import torch
 
 from llamaxr import fast
+from llamaxr.fast.gradients import LoRALinearInPlace
+from llamaxr.fast.nf4 import TiledNF4Linear
 from llamaxr.fast.packing import Packing, shared_length
 from llamaxr.fast.training import FASTER
 from llamaxr.llama import Llama, LlamaConfig
 from llamaxr.lora import add_lora
+from llamaxr.nf4 import NF4Linear
 from llamaxr.prompt import IGNORE, SLOT, Example
+from llamaxr.weights import load_llama
 from tests.test_model import REPORTS, assemble, study
 
 
@@ -66,7 +72,7 @@ def test_the_packed_row_holds_the_shared_prefix_once(model):
     studies = [study(1), study(2)]
     batch = model.collate(studies, REPORTS)
     rows = [model.collate([s], [r]).ids[0].tolist() for s, r in zip(studies, REPORTS, strict=True)]
-    shared = batch.packing.sizes[0]
+    shared = batch.packing.shared
     assert shared > 20 and rows[0][:shared] == rows[1][:shared] and rows[0][shared] == SLOT
     assert batch.ids[0].tolist() == rows[0] + rows[1][shared:]
     assert batch.packing.positions.tolist() == [*range(len(rows[0])), *range(shared, len(rows[1]))]
@@ -167,3 +173,48 @@ def test_compiled_blocks_give_the_same_loss_and_gradients_whatever_the_length():
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         assert torch.allclose(grads[1], grads[0], atol=1e-5 * grads[0].abs().max().item())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_blocks_are_traced_whole_and_other_lengths_need_no_new_graph(base, monkeypatch, plain):
+    """As the compiler sees them, in 4 bits; what it then makes of a graph is its own."""
+    torch.compiler.reset()
+    trace = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", trace)
+    model = assemble(base)
+    model.llama, _ = load_llama(base, "nf4", nf4=NF4Linear if plain else TiledNF4Linear)
+    add_lora(model.llama, 4, 8.0)
+    if not plain:
+        fast.for_training(model)
+    fast.compile_blocks(model.llama)
+    graphs = []
+    for reports in (REPORTS, [REPORTS[1] * 2, REPORTS[0]], ["Clear.", "Normal."]):
+        torch._dynamo.utils.counters.clear()
+        model.loss(model.collate([study(1), study(2)], reports))[0].backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] in (1, 2) and graphs[1:] == [0, 0]
+
+
+def test_no_row_gathers_a_place_of_the_prefix_or_of_another_row():
+    packing = Packing.of([7, 9, 8], 5)
+    assert [sorted({*row}) for row in packing.own.tolist()] == [[5, 6], [7, 8, 9, 10], [11, 12, 13]]
+
+
+def test_adapters_are_cast_once_and_no_copy_outlives_its_forward_pass(base):
+    """In bf16: with the copies and with a cast in each layer, losses and gradients are the same bits."""
+    results = []
+    for at_once in (False, True):
+        llama, _ = load_llama(base, "nf4", torch.bfloat16)
+        add_lora(llama, 4, 8.0)
+        randomise_lora(llama, 0.1)
+        for module in llama.modules():
+            module.__class__ = FASTER.get(type(module), type(module))
+        x = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            if not at_once:
+                patch.setattr("llamaxr.fast.packing.adapters_in", lambda *_: contextlib.nullcontext())
+            y = llama.packed_hidden(x, Packing.of([6, 5], 2), torch.arange(9))
+        assert not any(m.copies for m in llama.modules() if isinstance(m, LoRALinearInPlace))
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *trainable(llama)])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert {g.dtype for g in results[1][2:]} == {torch.float32}

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import ssl
 import tarfile
 import threading
 import time
@@ -165,6 +166,38 @@ def test_a_404_is_reported_at_once_and_a_500_after_some_tries(server, tmp_path):
 def test_an_absent_server_is_reported(tmp_path):
     with pytest.raises(UserError, match="could not download"):
         download("http://127.0.0.1:9/f", tmp_path / "f", tries=2, **FAST)
+
+
+def test_a_token_is_not_sent_to_where_its_host_redirects(server, tmp_path):
+    seen = []
+
+    def redirect(handler, start):
+        seen.append((handler.path, handler.headers["Authorization"], handler.headers["Range"]))
+        if handler.path == "/file.tgz":
+            handler.send_response(302)
+            handler.send_header("Location", "/elsewhere")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+        else:
+            serve(handler, start)
+
+    server.behave = redirect
+    (tmp_path / "f.part").write_bytes(BODY[:1000])
+    assert download(server.url, tmp_path / "f", headers={"Authorization": "x"}).read_bytes() == BODY
+    assert seen == [("/file.tgz", "x", "bytes=1000-"), ("/elsewhere", None, "bytes=1000-")]
+
+
+def test_a_broken_tls_connection_is_opened_again(server, tmp_path, monkeypatch):
+    real, n = module.urllib.request.urlopen, []
+
+    def urlopen(*args, **kwargs):
+        n.append(0)
+        if len(n) == 1:
+            raise ssl.SSLError(1, "record layer failure")  # as a read raises it, without URLError around it
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
 
 
 def test_a_local_file_is_no_address(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import httpx2
 import huggingface_hub
@@ -9,6 +10,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from llamaxr.errors import UserError
+from llamaxr.files import hub
 from llamaxr.files.hub import find_base
 from llamaxr.weights import load_llama
 
@@ -38,8 +40,11 @@ def snapshot(base, cache):
 
 
 def answer(monkeypatch, network):
-    """Replace downloads by `network`; huggingface_hub still looks up the cache. Gives the ids requested."""
+    """Replace downloads by `network`; huggingface_hub still looks up the cache. Gives the ids requested. The
+    repository has no weights as large files, which `download` would fetch."""
     real, requests = huggingface_hub.snapshot_download, []
+    no_weights = SimpleNamespace(id=ID, siblings=[])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: no_weights)
 
     def snapshot_download(repo_id, local_files_only=False, **how):
         if local_files_only:
@@ -82,11 +87,43 @@ def test_an_incomplete_snapshot_is_completed_by_download(snapshot, base, monkeyp
 
     def network(repo_id, allow_patterns, ignore_patterns):
         assert not {"*.bin", "*.pth", "*.py", "*"} & set(allow_patterns)  # no pickle, no code
-        shutil.copy(base / lost, (snapshot / lost).parent / os.readlink(snapshot / lost))
+        if "*.safetensors" not in ignore_patterns:
+            shutil.copy(base / lost, (snapshot / lost).parent / os.readlink(snapshot / lost))
         return str(snapshot)
 
     requests = answer(monkeypatch, network)
-    assert find_base(ID) == snapshot and requests == [ID]
+    assert find_base(ID) == snapshot and requests == [ID, ID]  # the small files, then all
+
+
+def test_weights_are_downloaded_into_the_cache_where_the_hub_has_them(snapshot, cache, base, monkeypatch):
+    """By `download`, which continues after an interruption, and with the user's token."""
+    (snapshot / "model.safetensors").unlink()
+    blob, fetched = cache / "models--someone--Tiny-Llama.1" / "blobs" / ("f" * 64), []
+
+    def network(repo_id, allow_patterns, ignore_patterns):
+        if "*.safetensors" not in ignore_patterns:
+            os.symlink(f"../../blobs/{blob.name}", snapshot / "model.safetensors")  # the blob is there by now
+        return str(snapshot)
+
+    def download(url, target, progress, headers):
+        fetched.append((url, target, headers["authorization"]))
+        progress(target.name, 10, 10)
+        shutil.copy(base / "model.safetensors", target)
+
+    requests = answer(monkeypatch, network)
+    names = {"model.safetensors": "f", "pytorch_model.bin": "e", "old/model.safetensors": "d"}
+    siblings = [
+        SimpleNamespace(rfilename=name, lfs=SimpleNamespace(sha256=64 * digit, size=10))
+        for name, digit in names.items()
+    ]
+    siblings.append(SimpleNamespace(rfilename="config.json", lfs=None))
+    info = SimpleNamespace(id="someone/New-Name", siblings=siblings)  # the repository was renamed
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(hub, "download", download)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert find_base(ID) == snapshot and requests == [ID, ID]
+    url = f"https://huggingface.co/someone/New-Name/resolve/{COMMIT}/model.safetensors"
+    assert fetched == [(url, blob, "Bearer hf_secret")]
 
 
 def test_a_shard_that_is_missing_makes_a_snapshot_incomplete(snapshot, monkeypatch):

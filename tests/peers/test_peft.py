@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llamaxr.runs import checkpoint
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector
+from llamaxr.runs import checkpoint
 from llamaxr.weights import load_llama
 
 peft = pytest.importorskip("peft")

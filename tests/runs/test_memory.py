@@ -1,24 +1,49 @@
+"""What training is forecast to need, against what it takes; and how a lack of memory is told."""
+
 import pytest
 import torch
 
+import train
+from llamaxr.errors import UserError, one_line_errors
 from llamaxr.fast import packing
-from llamaxr.fast.packing import Packing
+from llamaxr.fast.packing import PackedLlamaXR, Packing
 from llamaxr.fast.training import FASTER
 from llamaxr.llama import Llama, LlamaConfig
 from llamaxr.lora import add_lora
 from llamaxr.runs import memory
+from llamaxr.runs.recipes import apply_recipe
+from tests.conftest import lay_out_phantoms, short_run
 
 LLAMA_8B = LlamaConfig()
-RUN = {"in_4_bits": True, "dtype": torch.bfloat16, "rank": 16, "projector": (1024, 7), "rows": 1, "time": 256,
-       "report_tokens": 100, "recompute": False, "plain": False}  # fmt: skip
+RUN = {"in_4_bits": True, "dtype": torch.bfloat16, "rank": 16, "projector": (1024, 7), "prompt": 150,
+       "reports": [100], "recompute": False, "plain": False, "cuda": True}  # fmt: skip
+# IU X-ray's largest batches in tokens (of SmolLM2's tokenizer): the prompts, and the eight longest reports.
+LONGEST = [194, 188, 142, 142, 136, 135, 135, 134]
+OURS = {**RUN, "projector": (1024, 4), "prompt": 102, "reports": [n + 25 for n in LONGEST]}
+PAPER = {**RUN, "prompt": 540, "reports": LONGEST}
+# What a card of so many GB has, less what CUDA itself takes of it.
+GB_16, GB_24, GB_80 = 15.2 * memory.GIB, 23.1 * memory.GIB, 78.7 * memory.GIB
+
+
+def needs(run: dict, **changes) -> int:
+    return sum(memory.training_needs(LLAMA_8B, **{**run, **changes}).values())
 
 
 def test_llama_3_1_8b_in_nf4_takes_what_its_parts_sum_up_to():
-    needs = memory.training_needs(LLAMA_8B, **RUN)
     linears, embedding_and_head = 6_979_321_856, 2 * 128256 * 4096
-    assert needs["weights"] == pytest.approx(linears * 4.127 / 8 + embedding_and_head * 2, rel=1e-3)
+    for bits, plain, cuda in ((4.127, True, True), (4.5, False, True), (4.127, False, False)):
+        parts = memory.training_needs(LLAMA_8B, **{**RUN, "plain": plain, "cuda": cuda})
+        assert parts["weights"] == pytest.approx(linears * bits / 8 + embedding_and_head * 2, rel=1e-3)
     projector = 1024 * 4096 + 4096 + 4096**2 + 4096 + 2 * 49 * 4096
-    assert needs["adapters and projector"] == (41_943_040 + projector) * 4
+    assert parts["adapters and projector"] == (41_943_040 + projector) * 4
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_card_of_16_gb_trains_ours_one_of_24_gb_both_and_one_of_80_gb_without_recomputing(plain):
+    assert needs(OURS, plain=plain, recompute=True) < GB_16
+    assert needs(OURS, plain=plain, recompute=True, dtype=torch.float32) < GB_16
+    assert needs(PAPER, plain=plain, recompute=True) < GB_24
+    assert GB_24 < needs(PAPER, plain=plain) < GB_80 and needs(OURS, plain=plain) < GB_80
 
 
 @pytest.mark.parametrize(("plain", "short"), [(False, 512), (False, 0), (True, 0)])
@@ -47,13 +72,14 @@ def test_the_estimate_of_a_block_is_what_autograd_keeps(plain, short, monkeypatc
             packed = Packing.of([100, 100], 0)
             y = model.packed_hidden(x.reshape(1, 200, 192), packed, torch.arange(200))
     measured = sum(saved.values())
-    estimate = memory.activations(config, 2, 100, torch.float32, recompute=False, plain=plain)
-    assert y.requires_grad and 0.9 <= measured / estimate <= 1.1
+    position = memory.bytes_per_position(config, 100, torch.float32, plain, cuda=False)
+    assert y.requires_grad and 0.9 <= measured / (2 * 100 * 3 * position) <= 1.1
 
 
 def test_recompute_needs_far_less():
-    plain = memory.training_needs(LLAMA_8B, **RUN)
-    less = memory.training_needs(LLAMA_8B, **{**RUN, "recompute": True})
+    run = {**RUN, "reports": [100] * 8}
+    plain = memory.training_needs(LLAMA_8B, **run)
+    less = memory.training_needs(LLAMA_8B, **{**run, "recompute": True})
     assert less["activations"] < plain["activations"] / 5
     assert {k: v for k, v in less.items() if k != "activations"} == {
         k: v for k, v in plain.items() if k != "activations"
@@ -62,12 +88,12 @@ def test_recompute_needs_far_less():
 
 @pytest.mark.parametrize(
     ("free", "rows", "recompute", "in_4_bits", "remedy"),
-    [(20, 8, False, True, None), (14, 8, False, True, "--recompute"), (14, 8, True, True, "--batch 6"),
+    [(20, 8, False, True, None), (14, 8, False, True, "--recompute auto"), (14, 8, True, True, "--batch 6"),
      (8, 8, True, True, "--grid"), (7.9, 1, True, False, "--quantize"), (7, 1, True, True, "smaller --base")],
 )  # fmt: skip
 def test_the_advice_names_what_would_make_it_fit(free, rows, recompute, in_4_bits, remedy):
-    needs = {"weights": 6 * memory.GIB, "program": 2 * memory.GIB, "activations": 8 * memory.GIB}
-    advice = memory.advice(needs, int(free * memory.GIB), rows, recompute, in_4_bits)
+    parts = {"weights": 6 * memory.GIB, "program": 2 * memory.GIB, "activations": 8 * memory.GIB}
+    advice = memory.advice(parts, int(free * memory.GIB), rows, recompute, in_4_bits)
     assert advice is None if remedy is None else remedy in advice
 
 
@@ -78,3 +104,57 @@ def test_free_memory_is_at_most_what_the_machine_has():
 def test_a_system_that_does_not_tell_stops_nothing(monkeypatch):
     monkeypatch.setattr(memory, "_read", lambda *_: None)
     assert memory.free_memory(torch.device("cpu")) == 2**63
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.61 GiB. GPU 0 has a total capacity of"),
+     RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), MemoryError(),
+     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you")],
+)  # fmt: skip
+def test_a_lack_of_memory_ends_in_one_line_with_the_last_checkpoint_and_advice(error, tmp_path):
+    options = apply_recipe("ours", batch=8, accumulate=1)
+    with (
+        pytest.raises(UserError, match="no checkpoint yet.*--recompute on --batch 4 --accumulate 2$"),
+        memory.out_of_memory_in_one_line(tmp_path, options),
+    ):
+        raise error
+    for step in (50, 100):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "state.json").write_text("{}")
+    with pytest.raises(UserError) as caught, memory.out_of_memory_in_one_line(tmp_path, options):
+        raise error
+    line = str(caught.value)
+    assert "memory" in line or "ALLOC_FAILED" in line
+    assert f'set "recompute": "on", "batch": 4, "accumulate": 2 in {tmp_path}/config.json' in line
+    assert line.endswith(f"go on from step-000100 with: python train.py --resume {tmp_path}")
+    assert "\n" not in line and "GPU 0" not in line
+
+
+def test_a_training_that_runs_out_of_memory_exits_with_two_and_keeps_its_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    lay_out_phantoms(tmp_path, 8, 4, 4)
+    loss, calls = PackedLlamaXR.loss, []
+
+    def loss_until_the_fifth_step(model, batch):
+        calls.append(torch.is_grad_enabled())
+        if sum(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.61 GiB. GPU 0 has")
+        return loss(model, batch)
+
+    monkeypatch.setattr(PackedLlamaXR, "loss", loss_until_the_fifth_step)
+    monkeypatch.setattr(train, "catch_signals", list)
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        train.main([*map(str, short_run(tmp_path)), "--batch", "4", "--out", str(run)])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in err and (run / "step-000003").is_dir()
+    assert err.endswith(f"go on from step-000003 with: python train.py --resume {run}\n")
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"):
+        with memory.out_of_memory_in_one_line(tmp_path, apply_recipe("sample")):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llamaxr.errors import UserError
-from llamaxr.runs.options import from_json, option, parse, to_json
+from llamaxr.runs.options import derived, from_json, option, parse, to_json
 from llamaxr.runs.recipes import apply_recipe
 
 
@@ -23,6 +23,15 @@ class Options:
 @dataclass(frozen=True)
 class Required:
     count: int = option(MISSING, "how many")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    count: int = option(3, "how many", at_least=1)
+    even: bool = derived()
+
+    def __post_init__(self):
+        object.__setattr__(self, "even", self.count % 2 == 0)
 
 
 def test_flags_are_the_fields_and_defaults_stand_where_none_is_given():
@@ -85,6 +94,16 @@ def test_options_come_back_from_json_as_they_went_in(options):
 def test_a_config_with_a_wrong_type_or_bound_is_refused(change):
     with pytest.raises(UserError, match=next(iter(change)).replace("_", ".")):
         from_json(Options, {**to_json(Options()), **change}, Path("config.json"))
+
+
+def test_a_derived_field_is_in_the_config_but_is_no_option(capsys):
+    options, _ = parse(Derived, "", ["--count", "4"])
+    assert options.even and to_json(options) == {"count": 4, "even": True}
+    for values in ({"count": 4}, {"count": 4, "even": False}, {"count": 4, "even": "no"}):
+        assert from_json(Derived, values, Path("config.json")) == options
+    with pytest.raises(SystemExit):
+        parse(Derived, "", ["--help"])
+    assert "--even" not in capsys.readouterr().out
 
 
 def test_a_config_from_before_an_option_was_has_its_default():

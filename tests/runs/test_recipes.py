@@ -1,11 +1,34 @@
 """A recipe is the command line's set of defaults, and each option has its default in one place."""
 
 import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from llamaxr.errors import UserError
-from llamaxr.runs.recipes import LLAMA_8B, RECIPES, TrainOptions, apply_recipe, n_steps, parse_train_options
+from llamaxr.files.vision_weights import KNOWN, trained_on
+from llamaxr.runs.options import from_json, to_json
+from llamaxr.runs.recipes import (
+    DATA,
+    LLAMA_8B,
+    RECIPES,
+    SAME_DATA,
+    UNSEEN_VISION,
+    TrainOptions,
+    apply_recipe,
+    n_steps,
+    parse_train_options,
+    parts_of_run,
+    vision_warning,
+)
+from llamaxr.runs.run import DEMO, build
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+schedule = importlib.import_module("train").schedule
 
 
 def parse(*argv: str) -> TrainOptions:
@@ -13,10 +36,12 @@ def parse(*argv: str) -> TrainOptions:
 
 
 def test_an_option_has_its_default_in_the_dataclass_or_in_every_recipe():
-    open_fields = {f.name for f in dataclasses.fields(TrainOptions) if f.default is dataclasses.MISSING}
-    for values in RECIPES.values():
-        assert values.keys() == open_fields - {"recipe"}
-    assert all(len({values[name] for values in RECIPES.values()}) > 1 for name in open_fields - {"recipe"})
+    fields = [f for f in dataclasses.fields(TrainOptions) if f.init]
+    open_fields = {f.name for f in fields if f.default is dataclasses.MISSING} - {"recipe"}
+    for name, values in RECIPES.items():
+        assert values.keys() == open_fields - ({"vision"} if name == "ours" else set())  # by the data set
+    assert all(len({values.get(name) for values in RECIPES.values()}) > 1 for name in open_fields)
+    assert UNSEEN_VISION.keys() == set(DATA)
 
 
 def test_the_recipe_follows_from_the_data_unless_it_is_named():
@@ -25,19 +50,123 @@ def test_the_recipe_follows_from_the_data_unless_it_is_named():
     assert parse("--data=csv", "--recipe=paper") == apply_recipe("paper", data="csv")
 
 
+def test_real_data_means_a_vision_network_that_never_saw_it_unless_one_is_named():
+    for data in DATA:
+        options = parse("--data", data)
+        assert options.vision == UNSEEN_VISION[data] and not options.leaked and not vision_warning(options)
+    assert UNSEEN_VISION["iu_xray"] == UNSEEN_VISION["csv"] == "densenet121-res224-mimic_ch"
+    assert UNSEEN_VISION["mimic_cxr"] == "densenet121-res224-chex"
+    assert parse("--data", "iu_xray", "--vision", "x.safetensors").vision == "x.safetensors"
+    assert apply_recipe("paper", data="iu_xray").vision == "densenet121-res224-all"
+    assert apply_recipe("sample", data="iu_xray").vision == "tiny"
+
+
+def test_help_shows_the_vision_network_of_the_data_set(capsys):
+    with pytest.raises(SystemExit):
+        parse("--data", "mimic_cxr", "--help")
+    assert "(default: densenet121-res224-chex)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("data, leaking", [
+    ("sample", []), ("csv", []), ("iu_xray", ["all"]), ("mimic_cxr", ["all", "mimic_nb", "mimic_ch"]),
+])  # fmt: skip
+def test_a_network_that_was_trained_on_the_data_set_leaks_it_and_says_so(data, leaking):
+    found = [name for name in KNOWN if apply_recipe("ours", data=data, vision=name).leaked]
+    assert found == [f"densenet121-res224-{name}" for name in leaking]
+    for name in found:
+        options = apply_recipe("ours", data=data, vision=name)
+        line = vision_warning(options)
+        assert f"results on {data} are leaked" in line and f"trained on {SAME_DATA[data]}, the same" in line
+        assert (
+            f"--vision {UNSEEN_VISION[data]} does not" in line
+            and SAME_DATA[data] in options.vision_trained_on
+        )
+        file = KNOWN[name].rpartition("/")[2]  # the same network as a downloaded file
+        assert apply_recipe("ours", data=data, vision=f"/home/me/{file}").leaked
+
+
+def test_the_training_data_of_each_named_network_is_known_and_that_of_a_file_is_not():
+    assert all(trained_on(name) for name in [*KNOWN, "tiny"])
+    assert trained_on("densenet121-res224-all") == (
+        "NIH ChestX-ray14", "PadChest", "CheXpert", "MIMIC-CXR", "Open-i", "RSNA Pneumonia"
+    )  # fmt: skip
+    assert trained_on("vit_b_16-imagenet") == trained_on("x/vit_b_16-c867db91.pth") == ("ImageNet",)
+    unknown = apply_recipe("ours", data="iu_xray", vision="mine.safetensors")
+    assert (unknown.vision_trained_on, unknown.leaked) == ("unknown data", False)
+
+
+def test_the_tiny_network_is_allowed_on_real_data_and_says_what_it_is():
+    assert vision_warning(apply_recipe("sample")) is None
+    line = vision_warning(parse("--data", "iu_xray", "--vision", "tiny"))
+    assert "has seen drawn images only" in line and "\n" not in line
+
+
+def test_config_json_says_what_the_vision_network_was_trained_on():
+    values = json.loads(json.dumps(to_json(apply_recipe("paper", data="iu_xray"))))
+    assert values["leaked"] is True and "Open-i" in values["vision_trained_on"]
+    values["leaked"] = False  # it follows from the options, whatever the file says
+    assert from_json(TrainOptions, values, Path("config.json")) == apply_recipe("paper", data="iu_xray")
+
+
+def test_the_demos_config_is_the_samples():
+    values = json.loads((DEMO / "config.json").read_text())
+    assert values == to_json(apply_recipe("sample", steps=300))
+
+
+def test_the_first_line_of_a_run_names_every_part():
+    options = apply_recipe("sample", data="iu_xray", rank=2, outline=True)
+    _, model = build(options, torch.device("cpu"))
+    line, warning = parts_of_run(options, model).splitlines()
+    assert line.startswith(
+        "data iu_xray; base tiny in NF4; vision tiny, trained on drawn images; bridge tokens, grid 7 x 7; "
+        "recipe sample; cpu, float32; "
+    )
+    lora, projector = (
+        sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for part in (model.llama, model.projector)
+    )
+    assert line.endswith(
+        f"{lora + projector:,} trainable parameters, {lora:,} in LoRA and {projector:,} in the projector"
+    )
+    assert warning.startswith("warning: vision tiny has seen drawn images only")
+    options = apply_recipe("sample", bridge="scores", quantize="none", vision="tiny")
+    line = parts_of_run(options, build(options, torch.device("cpu"))[1])
+    assert "base tiny in float32;" in line and "bridge scores;" in line and " 0 in the projector" in line
+
+
 def test_the_sample_takes_300_steps_on_the_tiny_base():
     assert parse().base == "tiny" and n_steps(parse(), 1600) == 300
 
 
-def test_real_data_means_llama_3_1_8b_in_nf4():
+@pytest.mark.parametrize("recipe, steps", [("sample", 300), ("paper", 194), ("paper", 195)])
+def test_the_learning_rate_rises_for_30_steps_of_the_sample_and_of_the_paper_and_falls_to_0(recipe, steps):
+    options = apply_recipe(recipe, steps=steps)
+    rising = [schedule(step, options) for step in range(1, 31)]
+    assert rising == [step / 30 for step in range(1, 31)]
+    falling = [schedule(step, options) for step in range(31, steps + 1)]
+    assert falling == [(steps - step + 1) / (steps - 30) for step in range(31, steps + 1)]
+
+
+def test_the_warm_up_is_a_share_of_the_steps():
+    assert schedule(1, apply_recipe("ours", steps=10)) == 1.0  # 0.03 of ten steps is none
+    ours = apply_recipe("ours", steps=1294)
+    assert schedule(38, ours) == 38 / 39 and schedule(39, ours) == 1.0
+    assert schedule(8, apply_recipe("ours", steps=8, warmup_share=1.0)) == 1.0
+    with pytest.raises(UserError, match="--warmup-share is 30.0; it must be at most 1"):
+        parse("--warmup-share", "30")
+
+
+def test_real_data_means_llama_3_1_8b_in_nf4_for_five_epochs():
     options = parse("--data", "iu_xray")
-    assert options.base == LLAMA_8B and options.quantize == "nf4"
+    assert options.base == LLAMA_8B and options.quantize == "nf4" and options.grid == 4
+    assert n_steps(options, 2069) == 1294 and options.val_studies == 296
+    assert 1e-4 <= options.lr <= 2e-4 and options.projector_lr == 2 * options.lr
     assert parse("--data", "iu_xray", "--base", "tiny").base == "tiny"
 
 
 def test_the_papers_recipe_is_the_papers():
     paper = apply_recipe("paper")
-    assert (paper.bridge, paper.rank, paper.lora_alpha, paper.warmup) == ("scores", 16, 16.0, 30)
+    assert (paper.bridge, paper.rank, paper.lora_alpha) == ("scores", 16, 16.0)
     assert (paper.lr, paper.weight_decay, paper.optimizer) == (2e-6, 0.01, "adamw8bit")
     assert (paper.batch, paper.accumulate, paper.epochs) == (8, 4, 3.0)
     assert n_steps(paper, 2069) == 194  # the paper's 195: the last, smaller step of an epoch is shared here

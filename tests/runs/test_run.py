@@ -1,5 +1,7 @@
 """Which data a run's options name, whether it fits into memory, and what is left of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -7,20 +9,79 @@ from PIL import Image
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
+from llamaxr.fast.generation import packs_in_16_bits
 from llamaxr.lora import LoRALinear
 from llamaxr.runs import run
 from llamaxr.runs.recipes import apply_recipe
-from llamaxr.runs.run import check_memory, load_features, load_studies
+from llamaxr.runs.run import check_memory, load_features, load_studies, longest_reports
 from llamaxr.runs.vision_zoo import load_vision
+from llamaxr.tokenizer import load_tokenizer
+from llamaxr.vision import StudyFeatures
+
+STUDY = Study("a", None, None, "The heart is enlarged.", "train")
 
 
 def test_what_cannot_fit_is_refused_before_it_is_loaded_with_advice(monkeypatch):
     monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: 2**30)
-    study = Study("a", None, None, "The heart is enlarged.", "train")
+    options = apply_recipe("sample", batch=2000, recompute="off")
     with pytest.raises(UserError, match="does not fit.*1.00 available.*take --recompute") as caught:
-        check_memory(apply_recipe("sample", batch=200), [study], torch.device("cpu"))
+        check_memory(options, [STUDY] * 2000, torch.device("cpu"))
     assert "\n" not in str(caught.value)
-    assert "in all" in check_memory(apply_recipe("sample"), [study], torch.device("cpu"))
+    assert "in all" in check_memory(apply_recipe("sample"), [STUDY], torch.device("cpu"))[0]
+
+
+def test_blocks_are_recomputed_where_the_largest_batch_fits_only_so_or_where_it_is_asked(monkeypatch):
+    cpu, studies = torch.device("cpu"), [STUDY] * 64
+    options = apply_recipe("sample", batch=64)
+    needed = {}
+    for recompute in ("on", "off"):
+        line, on = check_memory(replace(options, recompute=recompute), studies, cpu)
+        assert on == (recompute == "on") and f"(--recompute {recompute})" in line
+        needed[recompute] = float(line.split("in all ")[1].split()[0])
+    line, on = check_memory(options, studies, cpu)
+    assert not on and "blocks are not recomputed (--recompute auto)" in line
+    between = (needed["on"] + needed["off"]) / 2 * 2**30
+    monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: int(between))
+    line, on = check_memory(options, studies, cpu)
+    assert on and "blocks are recomputed (--recompute auto): without it" in line
+    monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: int(needed["on"] * 2**29))
+    with pytest.raises(UserError, match="does not fit"):
+        check_memory(options, studies, cpu)
+
+
+def test_the_largest_batch_has_the_longest_reports_as_they_are_trained_on():
+    tokenizer = load_tokenizer(run.TINY_BASE)
+    texts = ["Clear.", "There is a small left pleural effusion.", "The heart is enlarged. " * 9]
+    studies = [replace(STUDY, report=text) for text in texts]
+    studies.append(replace(STUDY, report="Long. " * 99, split="val"))
+    count = lambda text: len(tokenizer.encode(text)) + 1
+    options = apply_recipe("sample")
+    assert longest_reports(options, studies, tokenizer, 2) == [count(texts[1]), count(texts[2])]
+    assert longest_reports(replace(options, limit=2), studies, tokenizer, 2)[1] == count(texts[1])
+    assert longest_reports(replace(options, max_report_tokens=20), studies, tokenizer, 1) == [20]
+    outlined = count("Findings: effusion left.\n" + texts[1])
+    assert longest_reports(replace(options, outline=True, limit=2), studies, tokenizer, 1) == [outlined]
+
+
+@pytest.mark.parametrize("bridge", ["tokens", "scores", "both"])
+def test_the_prompt_is_counted_as_the_model_makes_it(bridge):
+    _, _, model, _ = run.open_run(run.DEMO, "cpu")
+    model.bridge = bridge
+    study = StudyFeatures([0, 1], torch.zeros(2, 1024, 7, 7), torch.full((2, 18), 0.5))
+    n_tokens = model.projector.n_tokens
+    assert run.longest_prompt(model.tokenizer, bridge, n_tokens) == len(model.prompt(study))
+
+
+@pytest.mark.parametrize("capability, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_a_gpu_without_bf16_computes_in_fp32_and_never_emulates_it(capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    cuda = torch.device("cuda")
+    assert run.compute_dtype(apply_recipe("ours"), cuda) == dtype
+    assert run.compute_dtype(apply_recipe("ours", dtype="fp32"), cuda) == torch.float32
+    if dtype == torch.float32:
+        with pytest.raises(UserError, match="Tesla T4 has no bf16; leave out --dtype bf16"):
+            run.compute_dtype(apply_recipe("ours", dtype="bf16"), cuda)
 
 
 def test_a_batch_that_leaves_a_process_without_a_study_is_refused(monkeypatch):
@@ -89,11 +150,15 @@ def test_a_prepared_model_is_merged_where_it_fits_and_generates_the_same(monkeyp
     ids, device = torch.arange(3, 60)[None], torch.device("cpu")
     with torch.inference_mode():
         before = model.llama(ids)
-        monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: 2**26)
-        run.prepare_for_generation(
-            model, device, rows=64, max_tokens=300
-        )  # too little for 64 caches beside it
+        config, itemsize = model.llama.config, 2 if packs_in_16_bits(device, torch.float32) else 4
+        time = run.longest_prompt(model.tokenizer, model.bridge, model.projector.n_tokens) + 300
+        needs = run.memory.generation_needs(config, torch.float32, itemsize, 64, time)
+        freed = run.memory.freed_by_merging(model.llama)  # counts: what is merged need not be held twice
+        assert 2**20 < freed < needs
+        monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: needs - freed)
+        run.prepare_for_generation(model, device, rows=64, max_tokens=300)  # a byte too little
         assert any(isinstance(m, LoRALinear) for m in model.llama.modules())
-        run.prepare_for_generation(model, device, rows=1, max_tokens=300)
+        monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: needs - freed + 1)
+        run.prepare_for_generation(model, device, rows=64, max_tokens=300)
         assert not any(isinstance(m, LoRALinear) for m in model.llama.modules())
         assert (model.llama(ids) - before).abs().max() < 5e-3 * before.abs().max()  # weights in fp16

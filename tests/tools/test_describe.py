@@ -57,7 +57,7 @@ def test_describe_prints_on_stdout_alone_and_trains_nothing(tmp_path, capsys, mo
     (tmp_path / "a.png").write_bytes(b"not opened here")
     path = tmp_path / "mine.csv"
     path.write_text("id,frontal,lateral,report,split\nx,a.png,b.png,Fine.,train\n")
-    monkeypatch.setattr(train, "build", pytest.fail)
+    monkeypatch.setattr(train.runs, "build", pytest.fail)
     arguments = ["--data", "csv", "--root", str(path), "--describe", "--on-missing", "skip"]
     train.main([*arguments, "--json"])
     out, err = capsys.readouterr()

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     ]
     call(train, "--data", "iu_xray", "--base", "tiny", "--vision", "tiny", "--root", root, "--cache",
          root / "cache", "--device", "cpu", "--steps", 3, "--batch", 8, "--lr", 3e-3, "--val-every", 3,
-         "--val-studies", 0, "--warmup", 1, "--n-samples", 0, "--out", root / "run")  # fmt: skip
+         "--val-studies", 0, "--warmup-share", 0.34, "--n-samples", 0, "--out", root / "run")  # fmt: skip
     torch.set_flush_denormal(False)  # train.py sets it
     (root / "run" / "eval-test").mkdir()
     lines = "".join(json.dumps(row) + "\n" for row in reports)

@@ -1,0 +1,21 @@
+"""AdamW with moments in 8 bits (Dettmers et al. 2022), without a wait for the GPU after every parameter.
+
+bitsandbytes 0.50 calls torch.cuda.synchronize() once per parameter: with LoRA in LLaMA 3.1 8B 453 times per
+step. Nothing needs it: what reads the parameters next is launched behind what writes them.
+"""
+
+import bitsandbytes.optim
+import torch
+
+
+class AdamW8bit(bitsandbytes.optim.AdamW8bit):
+    """bitsandbytes' own, with the same state and the same steps, bit for bit."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for i, group in enumerate(self.param_groups):
+            for j, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    if not self.state[parameter]:
+                        self.init_state(group, parameter, i, j)
+                    self.update_step(group, parameter, i, j)
