@@ -81,9 +81,11 @@ class DecodingStep:
         positions = place if self.padding is None else place - self.padding  # (1,) or (rows,)
         angles = positions[:, None, None, None] * rope_frequencies(llama.config, x.device)
         rope = angles.cos(), angles.sin()  # (rows or 1, 1, 1, head_dim / 2)
-        seen = attention_mask(place, self.cache.n_positions, self.padding)  # (rows or 1, 1, 1, n_positions)
+        visible = attention_mask(
+            place, self.cache.n_positions, self.padding
+        )  # (rows or 1, 1, 1, n_positions)
         # Added to the scores, as CUDA's kernels want it: otherwise each layer would convert it.
-        mask = x.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        mask = x.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
         for block in llama.layers:
             x = block(x, rope, mask, self.cache)
         self.tokens.copy_(llama.logits(llama.norm(x)[:, -1]).argmax(-1))

@@ -1,8 +1,8 @@
 """Attaching the fast form to train with: modules get faster classes and keep their parameters.
 
-Each fast class is a subclass with another forward and no state of its own. So replacing a module is changing
-its class: parameters, their names and the optimiser's references to them stay. packing.py and gradients.py
-say what each form does and what it is worth.
+Each fast class is a subclass with another forward and no parameters of its own. So replacing a module is
+changing its class: parameters, their names and the optimiser's references to them stay. packing.py and
+gradients.py say what each form does and what it is worth.
 
 `recompute_blocks` and `compile_blocks` wrap the blocks of either form, for training only.
 """

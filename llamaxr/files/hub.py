@@ -72,6 +72,8 @@ def _fetch_weights(base: str) -> None:
     for file in model.siblings:
         if file.lfs is None or "/" in file.rfilename or not file.rfilename.endswith(".safetensors"):
             continue
+        if not re.fullmatch("[0-9a-f]{64}", file.lfs.sha256):  # it becomes the name of a file
+            raise UserError(f"the hub states no SHA-256 of {file.rfilename[:100]}")
         # model.id, not base: a repository that was renamed would redirect, and a redirect gets no token.
         blob = repository / "blobs" / file.lfs.sha256
         if blob.is_file():

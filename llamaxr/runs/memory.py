@@ -186,7 +186,7 @@ def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None
         lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not (lacks_memory or any(name in words.lower() for name in OUT_OF_MEMORY)):
             raise
-        said = ". ".join(words.split(". ")[:2]).rstrip(".") or "out of memory"
+        message = ". ".join(words.split(". ")[:2]).rstrip(".") or "out of memory"
         changes = {} if options.recompute == "on" else {"recompute": "on"}
         if options.batch > 1:  # the same studies per step
             changes |= {"batch": options.batch // 2, "accumulate": 2 * options.accumulate}
@@ -197,4 +197,4 @@ def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None
             flags = " ".join(f"--{name} {value}" for name, value in changes.items())
             flags = flags or "a smaller --max-report-tokens"
             remedy = f"there is no checkpoint yet; start again with {flags}"
-        raise UserError(f"{said}: {remedy}") from None
+        raise UserError(f"{message}: {remedy}") from None

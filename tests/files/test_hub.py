@@ -126,6 +126,16 @@ def test_weights_are_downloaded_into_the_cache_where_the_hub_has_them(snapshot, 
     assert fetched == [(url, blob, "Bearer hf_secret")]
 
 
+def test_a_hash_that_is_a_path_is_refused(snapshot, monkeypatch):
+    (snapshot / "model.safetensors").unlink()
+    answer(monkeypatch, lambda *_, **__: str(snapshot))
+    lfs = SimpleNamespace(sha256="../../../../outside", size=10)
+    info = SimpleNamespace(id=ID, siblings=[SimpleNamespace(rfilename="model.safetensors", lfs=lfs)])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("it was downloaded"))
+    assert "no SHA-256 of model.safetensors" in refusal()
+
+
 def test_a_shard_that_is_missing_makes_a_snapshot_incomplete(snapshot, monkeypatch):
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "absent.safetensors"}}')
