@@ -3,33 +3,39 @@
     python eval.py --run runs/NAME --split test                     a trained run on its data set
     python eval.py --score FILE.jsonl --train-reports FILE          any system's reports; loads no model
     python eval.py --score FILE.jsonl --data iu_xray --root DIR     with the training reports of a data set
+    python eval.py --score A.jsonl --against B.jsonl                two systems on the same studies
     torchrun --nproc-per-node 2 -- eval.py --run runs/NAME          several processes generate the reports
 
 FILE.jsonl has one object per study: id, reference, generated. The floors (metrics/table.py) need training
 reports: from a data set, which also has a val split to choose the constant report on, or from a file with a
-JSON string, or an object with a `report`, per line. Every score has its 95% interval over the studies.
+JSON string, or an object with a `report`, per line. Every score has its 95% interval over the studies. Other
+people's labellers and scores (docs/evaluation.md) go through the same groups and floors.
 """
 
+import llamaxr.runs.interrupt  # noqa: F401  # isort: skip  (Ctrl-C while torch loads ends in one line)
 import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from llamaxr.data.drawing import DRAWN  # the findings of the sample
 from llamaxr.data.outline import read_outline  # the line of findings before a report
 from llamaxr.data.study import SPLITS  # train, val, test
 from llamaxr.errors import UserError, one_line_errors
-from llamaxr.metrics import meteor15, table, wordnet  # table: all scores, by group and system
+from llamaxr.metrics import meteor15, screen, table, verdicts, wordnet  # table: all scores of all systems
 from llamaxr.metrics.baselines import nearest_reports  # a floor: the most similar image's report
 from llamaxr.metrics.findings import FINDINGS  # the classes that reports are labelled with
 from llamaxr.report_page import page as report_page  # the same results as one HTML page
-from llamaxr.runs import checkpoint, distributed, features, log, recipes, reports  # files and processes
+from llamaxr.runs import checkpoint, distributed, features, log, other_systems, recipes, reports, unlike
 from llamaxr.runs import run as runs  # opens a run: its data, its vision network, its model
-from llamaxr.runs.options import DEVICE_HELP, DEVICES, PLAIN_HELP, RUN_HELP, option, parse  # flags
+from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse
+from llamaxr.runs.options import refuse_without_effect as refuse  # options in vain
+
+EXTRA = {"--extra": {"action": "append", "default": [], "metavar": "NAME[=FILE]", "help": "anyone's score of "
+         "each report, from FILE or a column of --score's file; NAME:less if less is better"}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,19 @@ class EvalOptions:
     run: Path | None = option(None, RUN_HELP)
     split: str = option("test", "split to evaluate", choices=SPLITS)
     score: Path | None = option(None, "score the reports of this JSONL file instead of a run's")
+    against: Path | None = option(None, "JSONL file of another system on the same studies, to compare")
     train_reports: Path | None = option(None, "with --score: file of training reports, for the floors")
     data: str | None = option(None, "with --score: data set of the training reports", choices=recipes.DATA)
+    labels: Path | None = option(None, "CSV of a labeller's findings for all reports, such as CheXbert's")
+    export: Path | None = option(None, "folder to write all reports to, for other metrics and labellers")
     r2gen_compat: bool = option(False, "COCO scores as R2Gen's: reports cut at 59 words, rare words replaced")
     meteor15: bool = option(False, "METEOR 1.5 too (needs Java and pycocoevalcap; takes minutes)")
-    json: bool = option(False, "print results.json instead of the table")
-    limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0)
-    batch: int = option(32, "studies generated together", at_least=1)
+    full: bool = option(False, "print every score of every group, not one screen")
+    json: bool = option(False, "print results.json instead")
+    limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0, at_most=10**7)
+    batch: int = option(32, "studies generated together", at_least=1, at_most=4096)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
-    seed: int = option(0, "seed of the swapped and random reports", at_least=0)
+    seed: int = option(0, "seed of the swapped and random reports", at_least=0, at_most=MAX_SEED - 99)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     plain: bool | None = option(None, PLAIN_HELP)
     root: Path | None = option(None, "where --data is, or the run's data set if it has moved")
@@ -53,23 +63,32 @@ class EvalOptions:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options, _ = parse(EvalOptions, __doc__, argv)
+    options, more = parse(EvalOptions, __doc__, argv, EXTRA)
+    of_run, of_file = options.score is None, options.score is not None
+    refuse(more.given, [
+        (("run", "split", "batch", "max_tokens", "device", "plain"), of_run, "a run; --score loads none"),
+        (("train_reports", "data"), of_file, "--score: a run knows its data set"),
+        (("train_reports",), not options.data, "--score alone: --data has training reports"),
+        (("root",), of_run or options.data, "--data or a run"), (("full",), not options.json, "a table"),
+    ])  # fmt: skip
     java = meteor15.program() if options.meteor15 else None
     if options.meteor15 and java is None:
         raise UserError(meteor15.MISSING)
-    if options.data and (options.score is None or options.train_reports):
-        raise UserError("--data goes with --score, and instead of --train-reports: a run knows its data set")
-    prepare = prepare_run if options.score is None else prepare_file
+    prepare = prepare_run if of_run else other_systems.prepare
     ids, evaluation, val_reports, nearest, settings, out, views_of = prepare(options)
+    evaluation = other_systems.with_scores(evaluation, ids, options, more.extra)
     if options.r2gen_compat and not evaluation.train_reports:
         raise UserError("--r2gen-compat takes its vocabulary from training reports; give --train-reports")
     synonyms = wordnet.find(runs.CACHE / "wordnet")
     if synonyms is None:
         distributed.warn(wordnet.MISSING)
     systems = table.all_systems(evaluation, val_reports, nearest, options.seed)
+    if options.export:
+        other_systems.export(options.export, ids, evaluation, systems)
     scorer = table.Scorer(evaluation, synonyms, java, options.r2gen_compat)
     groups = table.evaluate(evaluation, systems, scorer)
-    results = {"settings": settings, "groups": groups, "in_words": table.plain_words(groups),
+    settings |= {key: str(file) for key in ("against", "labels") if (file := getattr(options, key))}
+    results = {"settings": settings, "groups": groups, "in_words": verdicts.in_words(groups),
                "constant_report": systems.get(table.CONSTANT, [None])[0]}  # fmt: skip
     columns = zip(ids, evaluation.references, evaluation.predictions, strict=True)
     rows = [{"id": name, "reference": true, "generated": predicted} for name, true, predicted in columns]
@@ -81,9 +100,9 @@ def main(argv: list[str] | None = None) -> None:
         report_page.write(*page, views_of, options.seed, bar.update)
     if options.json:
         return print(json.dumps(results))
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    print(table.as_text(groups, options.r2gen_compat))
-    print(f"written: {out / 'results.json'}, {out / 'reports.jsonl'}, {out / 'report.html'} (for a browser)")
+    one_screen = screen.screen(results, colour=sys.stdout.isatty())
+    print(screen.full(results, options.r2gen_compat) if options.full else one_screen)
+    print(f"All of it: --full; {out / 'report.html'} (for a browser), results.json, reports.jsonl")
 
 
 def prepare_run(options: EvalOptions) -> tuple:
@@ -107,52 +126,30 @@ def prepare_run(options: EvalOptions) -> tuple:
     out = options.out or runs.evaluation_folder(run, options.split)
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
-                "max_tokens": options.max_tokens, "vision": trained.vision,
-                "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked}  # fmt: skip
+                "max_tokens": options.max_tokens, "plain": trained.plain, "vision": trained.vision,
+                "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked,
+                "unlike_training": unlike.share(step, [f for f, _ in chosen])}  # fmt: skip
+    evaluation = table.Evaluation(
+        references=[study.report for _, study in chosen],
+        predictions=(),
+        findings=[table.true_findings(study.report, study.findings) for _, study in chosen],
+        classes=DRAWN if trained.data == "sample" else FINDINGS,
+        train_reports=[study.report for _, study in train],
+    )
+    ids, val_reports = [study.id for _, study in chosen], [study.report for _, study in val]
+    evaluation = other_systems.with_others(evaluation, ids, options)  # checked before minutes of work
     if not trained.plain:
         runs.prepare_for_generation(model, device, options.batch, options.max_tokens)
     file = out / "generated.jsonl"
     generated = reports.generate_reports(model, chosen, options.batch, options.max_tokens, file, settings)
     if not distributed.is_main_process():
         sys.exit()  # only the main process scores the reports
-    evaluation = table.Evaluation(
-        references=[study.report for _, study in chosen],
-        predictions=[report for _, report in generated],
-        findings=[table.true_findings(study.report, study.findings) for _, study in chosen],
-        classes=DRAWN if trained.data == "sample" else FINDINGS,
-        train_reports=[study.report for _, study in train],
-        outlines=[read_outline(outline) for outline, _ in generated] if trained.outline else None,
-    )
+    outlines = [read_outline(outline) for outline, _ in generated] if trained.outline else None
+    evaluation = replace(evaluation, predictions=[report for _, report in generated], outlines=outlines)
     pooled = [np.stack([features.pooled_features(f) for f, _ in part]) for part in (train, chosen)]
     nearest = nearest_reports(pooled[0], evaluation.train_reports, pooled[1])
     views_of = lambda i: report_page.views(vision, chosen[i][1], chosen[i][0])
-    ids, val_reports = [study.id for _, study in chosen], [study.report for _, study in val]
     return ids, evaluation, val_reports, nearest, settings, out, views_of
-
-
-def prepare_file(options: EvalOptions) -> tuple:
-    """The same for a file of any system's reports, which has no images."""
-    distributed.init(torch.device("cpu"))
-    if not distributed.is_main_process():
-        sys.exit()  # there is nothing to generate
-    rows = log.read_lines(options.score, ("id", "reference", "generated"))[: options.limit or None]
-    ids, references, predictions = ([row[key] for row in rows] for key in ("id", "reference", "generated"))
-    if len({*ids}) < len(ids):
-        raise UserError(f"{options.score} names a study twice; fix the file")
-    train, val = [], []
-    if options.train_reports is not None:
-        train = [row["report"] for row in log.read_lines(options.train_reports, ("report",))]
-    elif options.data is not None:
-        data = recipes.apply_recipe("ours", data=options.data, root=options.root)
-        studies = runs.load_studies(data, distributed.warn)
-        train, val = ([s.report for s in studies if s.split == split] for split in ("train", "val"))
-    else:
-        distributed.warn("without --train-reports or --data, the table has no constant and no random reports")
-    findings = [table.true_findings(reference) for reference in references]
-    evaluation = table.Evaluation(references, predictions, findings, FINDINGS, train)
-    settings = {"score": str(options.score), "seed": options.seed, "studies": len(ids)}
-    out = options.out or options.score.with_name(options.score.stem + "-scores")
-    return ids, evaluation, val, None, settings, out, None
 
 
 if __name__ == "__main__":

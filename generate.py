@@ -7,21 +7,31 @@
 Only the report goes to stdout; the run and warnings go to stderr. Reads PNG, JPEG and DICOM.
 """
 
+import llamaxr.runs.interrupt  # noqa: F401  # isort: skip  (Ctrl-C while torch loads ends in one line)
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from llamaxr.data.outline import OUTLINE, split_outline  # the line of findings before a report
-from llamaxr.data.study import Study  # image files, and a report if there is one
+from llamaxr.data.outline import split_outline  # the line of findings before a report
 from llamaxr.decoding import beam_search, generate, stream
-from llamaxr.errors import UserError, one_line_errors
+from llamaxr.errors import UserError, one_line_errors, printable
+from llamaxr.runs import unlike  # is an image unlike the training images?
+from llamaxr.runs.distributed import warn  # a line on stderr
 from llamaxr.runs.features import study_features  # DenseNet's output for each study
-from llamaxr.runs.options import DEVICE_HELP, DEVICES, PLAIN_HELP, RUN_HELP, option, parse  # flags
-from llamaxr.runs.reports import decode_stream  # tokens to text as they come
+from llamaxr.runs.options import (  # flags
+    DEVICE_HELP,
+    DEVICES,
+    MAX_SEED,
+    PLAIN_HELP,
+    RUN_HELP,
+    option,
+    parse,
+    refuse_without_effect,
+)
+from llamaxr.runs.reports import print_stream, studies_of  # a report as it comes; images to studies
 from llamaxr.runs.run import default_run, open_run, prepare_for_generation  # a trained run, loaded
 
 
@@ -34,8 +44,8 @@ class GenerateOptions:
     top_p: float = option(1.0, "sample from the top tokens of this probability", above=0, at_most=1)
     beams: int = option(1, "beams of beam search; 1 means none", at_least=1, at_most=64)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
-    batch: int = option(16, "studies generated together", at_least=1)
-    seed: int = option(0, "seed of sampling", at_least=0)
+    batch: int = option(16, "studies generated together", at_least=1, at_most=1024)
+    seed: int = option(0, "seed of sampling", at_least=0, at_most=MAX_SEED)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     plain: bool | None = option(None, PLAIN_HELP)
 
@@ -43,14 +53,11 @@ class GenerateOptions:
 def main(argv: list[str] | None = None) -> None:
     images = {"nargs": "+", "type": Path, "metavar": "IMAGE", "help": "frontal [lateral]; any with --each"}
     options, extra = parse(GenerateOptions, __doc__, argv, {"images": images})
-    if not options.each and len(extra.images) > 2:
-        raise UserError(f"{len(extra.images)} images for one study; use --each to make each image a study")
-    if options.beams > 1 and options.temperature > 0:
-        raise UserError("--beams and --temperature exclude each other; leave one out")
-    if missing := [str(image) for image in extra.images if not image.exists()]:
-        raise UserError(f"no radiograph at {', '.join(missing)}: check the path")
-    groups = [[image, None] for image in extra.images] if options.each else [[*extra.images, None][:2]]
-    studies = [Study(str(i), *group, report="", split="test") for i, group in enumerate(groups)]
+    studies = studies_of(extra.images, options.each)
+    refuse_without_effect(extra.given, [
+        (("temperature",), options.beams == 1, "--beams 1"), (("batch",), options.each, "--each"),
+        (("top_p", "seed"), options.temperature > 0, "--temperature above 0"),
+    ])  # fmt: skip
 
     run = options.run or default_run()
     trained, vision, model, checkpoint = open_run(run, options.device, options.plain)
@@ -62,46 +69,38 @@ def main(argv: list[str] | None = None) -> None:
     drawn = "model" if trained.data == "sample" else "vision network" if trained.vision == "tiny" else ""
     note = f"This {drawn} was trained on drawn images only. " if drawn else ""
     print(f"{about}\n{note}No output of this program is for clinical use.", file=sys.stderr)
-    features = study_features(vision, studies, device)
+    unreadable = [] if options.each else None  # --each: the others are written, and these told
+    features = study_features(vision, studies, device, unreadable=unreadable)
+    pairs = [(study, f) for study, f in zip(studies, features, strict=True) if f.views]
+    likeness = unlike.judge(checkpoint, pairs, warn)  # warns of images of another kind
     generator = torch.Generator(device).manual_seed(options.seed)
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "generator": generator}
     with torch.inference_mode():
-        for i in range(0, len(studies), options.batch):
-            batch = model.collate(features[i : i + options.batch]).to(device)
+        for i in range(0, len(pairs), options.batch):
+            batch = model.collate([f for _, f in pairs[i : i + options.batch]]).to(device)
             prompts = model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens
             if len(studies) == 1 and not options.json and options.beams == 1:
                 steps = stream(model.llama, *prompts, **sampling)
-                return print_stream(decode_stream(model.tokenizer, steps), trained.outline)
+                return print_stream(model.tokenizer, steps, trained.outline)
             if options.beams > 1:
                 rows = beam_search(model.llama, *prompts, options.beams)
             else:
                 rows = generate(model.llama, *prompts, **sampling)
-            for study, row in zip(studies[i : i + options.batch], rows, strict=True):
+            for j, row in enumerate(rows, start=i):
+                study, _ = pairs[j]
                 outline, report = split_outline(model.tokenizer.decode(row))
                 if options.json:
                     findings = {"findings": outline} if trained.outline else {}
                     images = [str(path) for _, path in study.views]
-                    report = json.dumps({**findings, "images": images, "report": report, "run": str(run)})
+                    fields = {"images": images, "report": report, "run": str(run)}
+                    report = json.dumps({**findings, **fields, **likeness[j]})
                 elif len(studies) > 1:
                     report = f"{study.frontal}: {report}"
-                print(report, flush=True)
-
-
-def print_stream(pieces: Iterator[str], has_outline: bool) -> None:
-    """Print one report as it comes. The outline is not part of the report and goes to stderr."""
-    head, in_outline = "", False
-    for piece in pieces:  # until the report begins
-        head = (head + piece).lstrip()  # sentencepiece's first word starts with a space
-        in_outline = has_outline and OUTLINE.startswith(head[: len(OUTLINE)])
-        if not in_outline or "\n" in head:
-            break
-    if in_outline:
-        outline, _, head = head.partition("\n")
-        print(outline, file=sys.stderr)
-    print(head, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+                print(printable(report))
+    for line in unreadable or ():
+        warn(line)
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(studies)} images cannot be read: replace them, see above")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ python train.py --resume [runs/NAME]                           continue a run th
 torchrun --nproc-per-node 2 -- train.py ...                    the same steps, their studies sharded
 """
 
+import llamaxr.runs.interrupt  # noqa: F401  # isort: skip  (Ctrl-C while torch loads ends in one line)
 import json
 import math
 import time
@@ -20,13 +21,13 @@ from tqdm import tqdm
 
 # runs/ is what is around the loop: run folders and logs, options and their defaults, opening a run.
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
-from llamaxr.errors import UserError, one_line_errors
+from llamaxr.errors import one_line_errors
 from llamaxr.fast.optimizer import AdamW8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
-from llamaxr.runs import checkpoint, distributed  # distributed: torchrun; one process is the trivial case
+from llamaxr.runs import checkpoint, distributed, unlike  # distributed: torchrun
 from llamaxr.runs import run as runs  # finds a run's folder, its data, its vision network, its model
 from llamaxr.runs.distributed import is_main_process, warn  # warn: a line on stderr
-from llamaxr.runs.log import catch_signals, check_finite, draw_loss, open_log, progress_bar, write_line
+from llamaxr.runs.log import catch_signals, check_finite, finish, open_log, progress_bar, write_line
 from llamaxr.runs.memory import out_of_memory_in_one_line
 from llamaxr.runs.options import to_json
 from llamaxr.runs.recipes import TrainOptions, n_steps, parse_train_options, parts_of_run
@@ -40,15 +41,17 @@ def main(argv: list[str] | None = None) -> None:
         with progress_bar() as progress:
             description = describe(runs.load_studies(options, warn, progress))
         return print(json.dumps(description, indent=2) if extra.json else as_text(description))
-    run, options = runs.find_run(options, extra.resume)
-    with out_of_memory_in_one_line(run, options):
-        train_run(run, options, extra.resume is not None)
-
-
-def train_run(run: Path, options: TrainOptions, resumed: bool) -> None:
-    """All steps of a run, or those that a resumed one still has to take."""
+    run, options = runs.find_run(options, extra.resume, extra.given)
     device = distributed.init(runs.pick_device(options.device))
-    run = distributed.broadcast(lambda: run)  # its default name contains the time
+    with runs.claimed(run, options, extra.resume is None) as run, out_of_memory_in_one_line(run, options):
+        train_run(run, options, device)
+
+
+def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
+    """All steps of a run, or those that a resumed one still has to take."""
+    if runs.is_finished(run, options):
+        return finish(run)  # it was killed just before
+    resumed = checkpoint.has_checkpoint(run)
     model, train, val = load_model_and_data(options, device)
     options = replace(options, steps=n_steps(options, len(train)))
     optimizer = make_optimizer(model, options)
@@ -58,6 +61,7 @@ def train_run(run: Path, options: TrainOptions, resumed: bool) -> None:
         model.projector.standardise(features.grids for features, _ in train)
         if options.adapter:
             checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
+    known = unlike.fit([f for f, _ in train], [f for f, _ in val])  # to tell images of another kind
     tqdm.write(f"{run}: {len(train)} train and {len(val)} val studies, {options.steps} steps")
 
     log, signals = open_log(run, to_json(options), last_step), catch_signals()
@@ -86,22 +90,20 @@ def train_run(run: Path, options: TrainOptions, resumed: bool) -> None:
         line = {"step": step, "loss": loss, "lr": lr, "report_tokens_per_s": rate}
         if validated := step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
-        check_finite(line, run, bar)
+        check_finite(line, run)
         write_line(log, line)  # before the checkpoint: a run killed in between then lacks no line
         if validated and is_main_process():
             write_samples(run, line, model, val, options.n_samples, options.max_report_tokens)
         signal = distributed.all_reduce_max(max(signals, default=0))  # so that all stop at the same step
         if (validated or signal) and is_main_process():
-            checkpoint.save(run, model, to_json(options), step, line.get("val_loss"), optimizer)
+            checkpoint.save(run, model, to_json(options), step, line.get("val_loss"), optimizer, known)
         bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", report_tokens_per_s=rate, refresh=False)
         if signal and step < options.steps:
             bar.close()
             tqdm.write(f"stopped at step {step} and saved; continue with: python train.py --resume {run}")
             distributed.barrier()  # a process that exits before the save would end the others
             raise SystemExit(128 + signal)
-    if is_main_process():
-        draw_loss(run)
-    tqdm.write(f"saved in {run}; next: python generate.py IMAGE --run {run}, or python eval.py --run {run}")
+    finish(run)
 
 
 def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[LlamaXR, list, list]:
@@ -109,17 +111,14 @@ def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[Ll
     with progress_bar() as progress:
         with distributed.main_process_first():
             studies = runs.load_studies(options, warn, progress)
+        runs.training_splits(options, [(None, study) for study in studies])  # too few are told now
         memory, recompute = runs.check_memory(options, studies, device)
         vision, model = runs.build(options, device, progress)
     tqdm.write(f"{parts_of_run(options, model)}\n{memory}")
     runs.prepare_for_training(model, options, device, recompute)  # attaches llamaxr/fast/
     with tqdm(desc="features", unit=" images", leave=False, disable=not is_main_process()) as bar:
         pairs = runs.load_features(options, vision, studies, device, warn, bar.update)
-    train = [pair for pair in pairs if pair[1].split == "train"][: options.limit or None]
-    val = [pair for pair in pairs if pair[1].split == "val"][: options.val_studies or None]
-    if len(train) < options.batch or not val:
-        raise UserError(f"{len(train)} train, {len(val)} val studies are too few for --batch {options.batch}")
-    return model, train, val
+    return model, *runs.training_splits(options, pairs)
 
 
 def make_optimizer(model: LlamaXR, options: TrainOptions) -> torch.optim.Optimizer:

@@ -86,8 +86,8 @@ def step(recipe: str, plain: bool, recompute: bool) -> dict:
     free = torch.cuda.mem_get_info()[0]
     needs = memory.training_needs(
         LlamaConfig(), in_4_bits=True, dtype=compute_dtype(options, device), rank=options.rank,
-        projector=(1024, options.grid), prompt=prompt, reports=reports, recompute=recompute, plain=plain,
-        cuda=True,
+        projector=(1024, options.grid), prompt=prompt, shared=PROMPTS[options.bridge][1], reports=reports,
+        recompute=recompute, plain=plain, cuda=True,
     )  # fmt: skip
     figures = {"free": free, "forecast": sum(needs.values()) - needs["program"]}
     try:

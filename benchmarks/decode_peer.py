@@ -80,6 +80,7 @@ def make_adapter(base: Path) -> None:
     for layer in model.llama.modules():
         if isinstance(layer, LoRALinear):
             torch.nn.init.normal_(layer.lora_B, std=0.002)
+    ADAPTER.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(ADAPTER.parent, model, {"base": str(base), "rank": RANK, "lora_alpha": ALPHA}, 0, None)
 
 

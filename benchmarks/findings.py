@@ -8,13 +8,26 @@ beside it. The rules were tuned on R2Gen's train studies only; `rest` are Open-i
 Studies that were not indexed and reports without a text are counted as left out. Micro and macro are over the
 nineteen findings, without "no finding" (with it: the last line); macro is also over the classes with ten
 studies or more. The results, without any text of a report, are in benchmarks/results/findings.json.
+
+Two more measures, each if its file is given:
+
+    pip download --no-deps radlabels==0.2.0
+    ... --radlabels radlabels-0.2.0-py3-none-any.whl --sentences tests/metrics/sentences.txt
+
+radlabels' 1,000 sample reports have RadGraph-XL's labels, of which "definitely present" counts as asserted.
+They were given to whole reports, so that a question in the indication ("rule out pneumonia") counts as well:
+the body, from the first heading after the indication, is scored beside the whole. A line of sentences is
+`kind | sentence | +effusion:left -pneumothorax`: what it asserts, the sides (left, right, both) where they
+matter, and what it does not assert. The rules were tuned on the sentences in tests/metrics too.
 """
 
 import argparse
 import json
+import re
 import tarfile
 import time
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from pathlib import Path
 
 from measure import write_results
@@ -26,6 +39,30 @@ from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 SPLITS = ("train", "val", "test", "rest")
 MAX_BYTES = 1 << 20  # of one report: they have about 10 KiB
 MAX_FILES = 20_000  # in the archive: it has 3,955
+# radlabels' names of our classes; what it has no name for is left out.
+RADLABELS = {
+    "cardiomegaly": {"cardiomegaly"},
+    "enlarged cardiomediastinum": {"enlarged_cardiomediastinum"},
+    "effusion": {"pleural_effusion"},
+    "pleural other": {"pleural_thickening", "pleural_other"},
+    "pneumothorax": {"pneumothorax"},
+    "lung opacity": {"lung_opacity", "air_space_opacity", "infiltration", "interstitial_thickening",
+                     "ground_glass_opacity"},
+    "consolidation": {"consolidation"},
+    "pneumonia": {"pneumonia"},
+    "edema": {"pulmonary_edema", "pulmonary_congestion_pulmonary_venous_congestion"},
+    "nodule": {"lung_nodule_or_mass", "lung_lesion"},
+    "calcification": {"calcification_of_the_aorta"},
+    "atelectasis": {"atelectasis", "lobar_segmental_collapse", "whole_lung_or_majority_collapse"},
+    "hyperinflation": {"hyperinflation"},
+    "fracture": {"fracture_generic", "acute_rib_fracture", "non_acute_rib_fracture"},
+    "device": {"endotracheal_tube", "enteric_tube", "central_venous_catheter", "intercostal_drain",
+               "pacemaker_electronic_cardiac_device_or_wires", "tracheostomy_tube", "support_devices_generic",
+               "implantable_electronic_device"},
+}  # fmt: skip
+BODY = re.compile(r"FINDINGS|IMPRESSION|(?:CHEST|PA AND LATERAL|FRONTAL)[^\n]*:")
+SIDES = {"": None, "left": frozenset({"left"}), "right": frozenset({"right"}),
+         "both": frozenset({"left", "right"})}  # fmt: skip
 MIN_STUDIES = 10  # for a class to be `frequent`: with fewer its F1 means little
 
 
@@ -86,6 +123,70 @@ def compare(studies: list[tuple[str, str, list[str]]], impression: bool) -> dict
     }
 
 
+def read_radlabels(path: Path) -> list[tuple[str, set[str]]]:
+    """radlabels' wheel, read without unpacking: each sample report and the names that it is labelled with."""
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            def read(name: str) -> str:
+                if wheel.getinfo(name).file_size > MAX_BYTES:
+                    raise UserError(f"{path} holds more than radlabels' reports, at {name!r}; fetch it")
+                return wheel.read(name).decode()
+
+            labels = json.loads(read("radlabels/samples/synthetic_labels.json"))
+            return [(read(f"radlabels/samples/synthetic_reports/{name}.txt"),
+                     {label for label, state in states.items() if state == "definitely present"})
+                    for name, states in labels.items()]
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not radlabels' wheel ({error!r}); fetch it again") from None
+
+
+def compare_radlabels(reports: list[tuple[str, set[str]]]) -> dict:
+    """The micro scores over the classes of RADLABELS, of whole reports and of their bodies."""
+    truths = [{name: frozenset() for name, labels in RADLABELS.items() if labels & present}
+              for _, present in reports]  # fmt: skip
+    result = {"reports": len(reports)}
+    for part in ("whole", "body"):
+        texts = [text if part == "whole" else text[m.start():] if (m := BODY.search(text)) else text
+                 for text, _ in reports]  # fmt: skip
+        scores = agreement.score(truths, [locate(text) for text in texts], list(RADLABELS))
+        result[part] = {name: [scores[name], *scores["intervals"][name]]
+                        for name in ("micro_precision", "micro_recall", "micro_f1")}  # fmt: skip
+    return result
+
+
+def read_sentences(path: Path) -> list[tuple[str, str, list[tuple[bool, str, frozenset[str] | None]]]]:
+    """A file of sentences, each with its kind and decisions (asserted, finding, sides or None for any)."""
+    sentences = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            kind, sentence, words = (part.strip() for part in line.split(" | "))
+            decisions = []
+            for word in words.split():
+                name, _, sides = word[1:].replace("_", " ").partition(":")
+                if word[0] not in "+-" or name not in FINDINGS or sides not in SIDES:
+                    raise ValueError(f"{word!r} in line {number}")
+                decisions.append((word[0] == "+", name, SIDES[sides]))
+            sentences.append((kind, sentence, decisions))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no file of sentences ({error}); see benchmarks/findings.py") from None
+    return sentences
+
+
+def compare_sentences(sentences: list) -> dict:
+    """Of all and of each kind: [sentences with no wrong decision, sentences, right decisions, decisions]."""
+    counts: dict[str, list[int]] = {}
+    for kind, sentence, decisions in sentences:
+        found = locate(sentence)
+        right = [asserted == (name in found) and (not asserted or sides in (None, found[name]))
+                 for asserted, name, sides in decisions]  # fmt: skip
+        for key in (kind, "all"):
+            new = all(right), 1, sum(right), len(right)
+            counts[key] = [a + b for a, b in zip(counts.get(key, [0] * 4), new, strict=True)]
+    return {"all": counts.pop("all", [0] * 4), **counts}
+
+
 def summary(result: dict) -> dict:
     """What the results file keeps of `compare`; each score as [value, low, high]."""
 
@@ -99,10 +200,13 @@ def summary(result: dict) -> dict:
     }
 
 
-def write(scores: dict[str, dict[str, dict]]) -> None:
-    """benchmarks/results/findings.json, from split -> text -> `compare`."""
+def write(scores: dict[str, dict[str, dict]], more: dict[str, dict]) -> None:
+    """benchmarks/results/findings.json, from split -> text -> `compare`, and the two further measures."""
+    command = "python benchmarks/findings.py --reports NLMCXR_reports.tgz --annotation annotation.json"
+    command += " --radlabels radlabels-0.2.0-py3-none-any.whl" * ("radlabels" in more)
+    command += " --sentences tests/metrics/sentences.txt" * ("sentences" in more)
     value = {
-        "command": "python benchmarks/findings.py --reports NLMCXR_reports.tgz --annotation annotation.json",
+        "command": command,
         "configuration": {"findings": len(FINDINGS)},
         "scores": {split: {text: summary(r) for text, r in texts.items()} for split, texts in scores.items()},
     }
@@ -114,11 +218,13 @@ def write(scores: dict[str, dict[str, dict]]) -> None:
                    **dict(zip(("low", "high"), row["intervals"]["f1"], strict=True))}
             for name, row in result["findings"]["per_class"].items()
         }  # fmt: skip
-    write_results("findings", value)
+    write_results("findings", {**value, **more})
 
 
 def show(split: str, label: str, result: dict) -> None:
     def number(scores: dict, key: str) -> str:
+        if scores[key] is None:  # undefined
+            return ""
         low, high = scores["intervals"][key]
         return f"{scores[key]:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -147,7 +253,11 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, required=True, help="Open-i's NLMCXR_reports.tgz")
     parser.add_argument("--annotation", type=Path, required=True, help="R2Gen's annotation.json (IU X-ray)")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS)
+    parser.add_argument("--radlabels", type=Path, help="radlabels' wheel, with its 1,000 sample reports")
+    parser.add_argument("--sentences", type=Path, help="sentences with what each asserts and does not")
     options = parser.parse_args()
+    reports_of = read_radlabels(options.radlabels) if options.radlabels else []
+    sentences = read_sentences(options.sentences) if options.sentences else []
     reports, split_of = read_reports(options.reports), read_split(options.annotation)
     results = {}
     for split in options.splits:
@@ -158,7 +268,18 @@ def main() -> None:
         alone = results[split]["findings_alone"]
         print(f"FINDINGS alone ({alone['studies']} studies): micro F1 {alone['findings']['micro_f1']:.3f}, "
               f"macro F1 {alone['findings']['macro_f1']:.3f}")  # fmt: skip
-    write(results)
+    more = {}
+    if reports_of:
+        more["radlabels"] = result = compare_radlabels(reports_of)
+        for part in ("whole", "body"):
+            value, low, high = result[part]["micro_f1"]
+            print(f"radlabels, {part} reports: micro F1 {value:.3f} [{low:.3f}, {high:.3f}]")
+    if sentences:
+        more["sentences"] = compare_sentences(sentences)
+        print(f"\n{'kind':14s}{'sentences':>14s}{'decisions':>14s}")
+        for kind, (whole, n, right, decisions) in more["sentences"].items():
+            print(f"{kind:14s}{whole:7d} of {n:3d}{right:7d} of {decisions:3d}")
+    write(results, more)
 
 
 if __name__ == "__main__":

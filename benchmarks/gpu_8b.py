@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from llamaxr import fast
 from llamaxr.decoding import generate
-from llamaxr.fast import graph
+from llamaxr.fast.generation import merge
 from llamaxr.fast.nf4 import TiledNF4Linear
 from llamaxr.llama import Llama, LlamaConfig
 from llamaxr.lora import TARGETS, add_lora
@@ -188,15 +188,16 @@ def decoding(sizes: Sizes) -> None:
 def decode_ours(sizes: Sizes, bytes_per_s: float, form: str, n_rows: int) -> dict:
     before, c = torch.cuda.memory_allocated(), sizes.config
     model = build_ours(c).eval()
-    if form != "plain":
+    if form == "fast":
+        merge(model.llama)
+    elif form == "graph":  # what --no-plain takes: the merged form, its steps replayed
         fast.for_generation(model)
     gc.collect()
     unread = [*model.projector.parameters(), *model.projector.buffers(), model.llama.embed_tokens.weight]
     weights = torch.cuda.memory_allocated() - before - sum(t.nbytes for t in unread)
     with torch.inference_mode():
         x = model.embed(prompt_batch(model, n_rows + 1))
-    run = graph.generate if form == "graph" else generate
-    figures = decode(lambda n: run(model.llama, x[:-1], None, (), n), n_rows, sizes.tokens)
+    figures = decode(lambda n: generate(model.llama, x[:-1], None, (), n), n_rows, sizes.tokens)
     cache = 2 * c.n_layers * c.n_kv_heads * c.head_dim * 2 * (x.shape[1] + sizes.tokens / 2) * n_rows
     limit = n_rows * bytes_per_s / (weights + cache)
     return {**figures, "limit": limit, "share_of_limit": figures["tokens_per_s"] / limit,

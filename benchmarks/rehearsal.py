@@ -2,6 +2,7 @@
 
     python benchmarks/rehearsal.py            a tiny base: about a minute
     python benchmarks/rehearsal.py --full     8B's shapes, Llama 3.1's tokenizer: 13 GB of disk, half an hour
+    python benchmarks/rehearsal.py --full --folder DIR    the same, kept in DIR: given again, it goes on
 
 A local server stands in for all that `python train.py --data iu_xray` downloads: Open-i's two archives, the
 base's files on the Hugging Face hub, torchxrayvision's weights. The scripts run in a copy of the repository,
@@ -47,6 +48,7 @@ TRAIN = "train.py --data iu_xray --on-missing skip --steps 2"
 SMALL_TRAIN = f"{TRAIN} --max-report-tokens 60"
 FULL_TRAIN = f"{TRAIN} --batch 1 --val-studies 1 --n-samples 0"
 GENERATE, EVAL = "generate.py image.png --max-tokens 16", "eval.py --limit 5 --max-tokens 16"
+IN_4_BITS = " --plain"  # merged, 8B takes 16 GB, which a machine that others use may not have
 
 
 class Stage(NamedTuple):
@@ -58,38 +60,46 @@ class Stage(NamedTuple):
 
 def stages(full: bool) -> list[Stage]:
     """What the user types, and what must come of it."""
-    train = FULL_TRAIN if full else SMALL_TRAIN
+    train, form = (FULL_TRAIN, IN_4_BITS) if full else (SMALL_TRAIN, "")
     return [
         Stage("Open-i's images cut off", train, 2, f"{OPENI}/{IMAGES}"),
         Stage("the base cut off", train, 2, f"hf download {BASE}"),
         Stage("vision weights cut off", train, 2, f"{GITHUB}/{VISION}"),
         Stage("train", train, 0, "next: python generate.py IMAGE"),
-        Stage("generate", GENERATE, 0, ""),
-        Stage("evaluate", EVAL, 0, "results.json"),
+        Stage("generate", GENERATE + form, 0, ""),
+        Stage("evaluate", EVAL + form, 0, "results.json"),
     ]
 
 
 def rehearse(folder: Path, full: bool = False) -> dict:
-    """Run all stages in an empty folder. Returns the figures of each, and how each download went. Exits with
-    the output of the first stage that does not do what it must."""
-    served, home = folder / "served", folder / "llamaxr"
+    """Run all stages in an empty folder, or those that a folder from before still lacks. Returns the figures
+    of each, and how each download went. Exits with the output of the first stage that does not do what it
+    must."""
+    served, home, done = folder / "served", folder / "llamaxr", folder / "done.json"
     size = ["--full"] if full else []
-    subprocess.run([sys.executable, __file__, "--prepare", served, *size], cwd=HOME, check=True)
-    shutil.copytree(HOME / "llamaxr", home / "llamaxr", ignore=shutil.ignore_patterns("__pycache__"))
-    for script in ("train.py", "generate.py", "eval.py"):
-        shutil.copy(HOME / script, home)
-    figures = {}
+    if not done.is_file():
+        subprocess.run([sys.executable, __file__, "--prepare", served, *size], cwd=HOME, check=True)
+        shutil.copytree(HOME / "llamaxr", home / "llamaxr", ignore=shutil.ignore_patterns("__pycache__"))
+        for script in ("train.py", "generate.py", "eval.py"):
+            shutil.copy(HOME / script, home)
+        done.write_text("[{}, {}]")  # each stage's figures, and what the server has sent
+    figures, sent = json.loads(done.read_text())
     with serve(served) as server:
+        server.sent |= sent
         environment = own_environment(folder, server)
         for stage in stages(full):
+            if stage.name in figures:
+                continue
             if stage.name == "generate":
                 shutil.copy(min(home.glob("cache/iu_xray/NLMCXR_png/*.png")), home / "image.png")
-            figures[stage.name], out, err = run(stage.command, home, environment)
-            print(f"{stage.name}: {json.dumps(figures[stage.name])}", flush=True)
+            figure, out, err = run(stage.command, home, environment)
+            print(f"{stage.name}: {json.dumps(figure)}", flush=True)
             last = ["", *(err if stage.exit else out).split("\n")][-1]
             as_it_must = stage.says in last and ("error: " in last) == (stage.exit != 0)
-            if figures[stage.name]["exit"] != stage.exit or not as_it_must or "Traceback" in err:
+            if figure["exit"] != stage.exit or not as_it_must or "Traceback" in err:
                 sys.exit(f"error: stage {stage.name!r} did not end as it must:\n{out}\n{err}")
+            figures[stage.name] = figure
+            done.write_text(json.dumps([figures, server.sent]))
         downloads = {name: [list(request) for request in log] for name, log in server.sent.items()}
     for name, requests in downloads.items():
         arrived = 0  # bytes
@@ -402,13 +412,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="8B's shapes and Llama 3.1's tokenizer")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--folder", type=Path, help="work here, and keep it (default: a temporary one)")
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prepare:
         return prepare(args.prepare, args.full)
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        figures = rehearse(Path(folder), args.full)
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = rehearse((args.folder or Path(temporary)).resolve(), args.full)
     path, size = RESULTS / "rehearsal.json", "full" if args.full else "small"
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     kept = {name: earlier[name] for name in ("small", "full") if name in earlier}

@@ -13,24 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
-from .files.images import read_pixels  # PNG, JPEG and DICOM to grey pixels
+from .files.images import open_pixels  # PNG, JPEG and DICOM to grey pixels
 
 SIDE = 224  # pixels, as torchxrayvision's networks were trained
+FLAT = 4.0  # of 2048: half a grey level of 8 bits is no contrast
 VIEWS = ("frontal", "lateral")  # a study's images; code elsewhere uses their indices, 0 and 1
 
 
 def load_radiograph(path: str | Path) -> Tensor:
     """Read a PNG, JPEG or DICOM file as float32 (1, 224, 224) in [-1024, 1024]; air dark, bone bright.
 
-    Raises UserError where the file cannot be read (files/images.py says when) or holds a single grey value.
+    Raises UserError where the file cannot be read (files/images.py says when) or is one grey all over.
     """
-    pixels, maximum = read_pixels(path)  # (height, width) in 0..maximum
-    square = centre_crop(pixels)  # (side, side)
-    if square.min() == square.max():  # the model would write a report of nothing all the same
+    with open_pixels(path) as (pixels, maximum):  # (height, width) in 0..maximum
+        radiograph = torch.from_numpy(normalise(centre_crop(pixels), maximum))[None]  # (1, side, side)
+        # Antialiased: without it a fine line of a 2048-pixel radiograph falls between the samples.
+        radiograph = F.interpolate(radiograph[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
+    if radiograph.max() - radiograph.min() <= FLAT:  # the model would write a report of nothing all the same
         raise UserError(f"radiograph {path} is blank, one grey value all over: export it again")
-    radiograph = torch.from_numpy(normalise(square, maximum))[None]  # (1, side, side)
-    # Antialiased: without it a fine line of a 2048-pixel radiograph falls between the samples.
-    radiograph = F.interpolate(radiograph[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
     # The interpolation's weights sum to 1 +- 1e-7, so white may come out slightly above 1024.
     radiograph = radiograph.clamp(-1024, 1024)  # (1, 224, 224)
     assert radiograph.shape == (1, SIDE, SIDE) and bool(radiograph.isfinite().all())
@@ -51,7 +51,11 @@ def normalise(pixels: np.ndarray, maximum: float) -> np.ndarray:
     Source: torchxrayvision.utils.normalize. Its docstring says "roughly"; here the range is asserted.
     """
     assert pixels.min() >= 0 and pixels.max() <= maximum, "pixels outside 0..maximum"
-    values = (2 * (pixels.astype(np.float32) / maximum) - 1.0) * 1024
+    values = pixels.astype(np.float32)
+    values /= maximum  # in place: an image may have 50 million pixels
+    values *= 2
+    values -= 1
+    values *= 1024
     # Bounds alone would let [-1, 1] pass: a full scale has to span 2048.
     span = 2048 * (float(pixels.max()) - float(pixels.min())) / maximum
     assert values.min() >= -1024 and values.max() <= 1024 and abs(np.ptp(values) - span) < 0.01

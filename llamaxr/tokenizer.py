@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tiktoken
 
-from .files.byte_level import read_byte_level  # tokenizer.json in tiktoken's terms
+from .files.byte_level import LLAMA3_WORDS, read_byte_level  # tokenizer.json in tiktoken's terms
 from .files.tokenizer_files import (  # the other two kinds, and the ids that config.json declares
     eos_and_pad,
     find_tokenizer,
@@ -26,10 +26,6 @@ from .files.tokenizer_files import (  # the other two kinds, and the ids that co
     read_sentencepiece,
 )
 
-LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPACE_RUN = re.compile(r"(\s{25000})")  # tiktoken's regex panics on much longer runs; Meta cuts here too
 
 

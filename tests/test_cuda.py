@@ -4,6 +4,7 @@ Most compare in fp32, where both add up the same products in another order. With
 """
 
 import importlib
+import itertools
 import shutil
 import signal
 from pathlib import Path
@@ -15,16 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from llamaxr import decoding, fast
-from llamaxr.fast import graph, packing
-from llamaxr.fast.generation import merge
+from llamaxr.fast import packing
 from llamaxr.fast.nf4 import TiledNF4Linear
 from llamaxr.fast.optimizer import AdamW8bit
-from llamaxr.lora import add_lora
+from llamaxr.llama import Llama, LlamaConfig
+from llamaxr.lora import TARGETS, add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.nf4 import NF4Linear
 from llamaxr.projector import Projector
-from llamaxr.runs import checkpoint
+from llamaxr.prompt import SLOT
+from llamaxr.runs import checkpoint, memory
 from llamaxr.runs.run import pick_device
+from llamaxr.tokenizer import load_tokenizer
 from llamaxr.weights import load_llama
 from tests.conftest import lay_out_phantoms, short_run, untimed
 from tests.test_model import REPORTS, study
@@ -154,50 +157,104 @@ def test_codes_are_the_cpus_and_the_fast_forms():
 
 
 @pytest.mark.parametrize("padding", [None, [0, 3, 1, 5]])
-@pytest.mark.parametrize("merged", [False, True])
-def test_reports_are_the_cpus(assemble, merged, padding):
+@pytest.mark.parametrize("replayed", [False, True])
+def test_reports_are_the_cpus(assemble, replayed, padding):
     texts = {}
     for device in ("cpu", "cuda"):
-        llama = assemble(device).llama.eval()
-        if merged and device == "cuda":  # on a CPU it would round the weights to fp16
-            merge(llama)
+        model = assemble(device).eval()
+        if replayed and device == "cuda":  # on a CPU it would round the weights to fp16
+            fast.for_generation(model)
+        llama = model.llama
         ids = torch.randint(3, 400, (4, 12), generator=torch.Generator().manual_seed(1)).to(device)
         x, filler = llama.embed(ids), padding and torch.tensor(padding, device=device)
         texts[device] = (
-            decoding.generate(llama, x, filler, (5,), 40),
-            decoding.generate(llama, x, filler, (5,), 40) if device == "cpu"
-            else graph.generate(llama, x, filler, (5,), 40),
-            decoding.beam_search(llama, x, filler, (5,), 12, 3),
+            decoding.generate(llama, x, filler, (5,), 40), decoding.beam_search(llama, x, filler, (5,), 12, 3)
         )  # fmt: skip
     assert texts["cuda"] == texts["cpu"]
 
 
 def test_a_recorded_step_is_replayed_without_a_wait(assemble):
-    llama = assemble("cuda", torch.bfloat16).llama.eval()
-    merge(llama)
-    x = llama.embed(torch.randint(3, 400, (3, 12), device="cuda"))
+    model = assemble("cuda", torch.bfloat16).eval()
+    fast.for_generation(model)
+    llama, tokens = model.llama, []
     with torch.inference_mode():
+        x = llama.embed(torch.randint(3, 400, (3, 12), device="cuda"))
         cache = decoding.KVCache(llama.config, 3, 32, "cuda", x.dtype)
-        step = graph.DecodingStep(llama, cache, llama.logits(llama.hidden(x, None, cache)[:, -1]).argmax(-1))
-        step()
+        hidden = llama.hidden(x, None, cache)
+
+        def step(hidden):
+            tokens.append(decoding.sample(llama.logits(hidden[:, -1]).float(), 1.0, 0.9, None))
+            return llama.hidden(llama.embed(tokens[-1])[:, None], None, cache)
+
+        hidden = step(step(hidden))  # the second one is recorded
         torch.cuda.set_sync_debug_mode("error")
         try:
-            tokens = [step().clone() for _ in range(10)]
+            for _ in range(10):
+                hidden = step(hidden)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert step.cache.place.item() == 12 + 11
+    assert cache.step.graph is not None and cache.step.place.item() == 12 + 11
     assert torch.stack(tokens).max() < 448
 
 
-def test_sampling_repeats_with_its_seed(assemble):
-    llama = assemble("cuda").llama.eval()
-    x = llama.embed(torch.randint(3, 400, (2, 12), generator=torch.Generator().manual_seed(1)).cuda())
+@pytest.mark.parametrize("replayed", [False, True])
+def test_sampling_repeats_with_its_seed(assemble, replayed):
+    model = assemble("cuda").eval()
+    if replayed:
+        fast.for_generation(model)
+    x = model.llama.embed(torch.randint(3, 400, (2, 12), generator=torch.Generator().manual_seed(1)).cuda())
 
     def draw(seed):
         how = {"temperature": 2.0, "top_p": 0.9, "generator": torch.Generator("cuda").manual_seed(seed)}
-        return decoding.generate(llama, x, None, (999,), 20, **how)
+        return decoding.generate(model.llama, x, None, (999,), 20, **how)
 
     assert draw(1) == draw(1) != draw(2)
+
+
+def test_training_takes_the_memory_that_was_forecast(base):
+    """Four blocks as wide as Llama 3.1 8B's, in each form: the forecast holds, and is not far too high."""
+    config, tokenizer = LlamaConfig(n_layers=4, vocab_size=16_000), load_tokenizer(base)
+    texts = [" ".join([REPORTS[0]] * n) for n in (2, 3, 4, 5)]
+    for plain, recompute in itertools.product((True, False), (True, False)):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        with torch.device("meta"):
+            llama = Llama(config)
+        for name, meta in list(llama.named_parameters()):
+            module, _, kind = name.rpartition(".")
+            parent, _, child = module.rpartition(".")
+            weight = torch.randn(meta.shape, device="cuda", dtype=torch.bfloat16).mul_(0.02)
+            if child in TARGETS:
+                nf4 = NF4Linear if plain else TiledNF4Linear
+                setattr(llama.get_submodule(parent), child, nf4.quantise(weight))
+            else:
+                setattr(llama.get_submodule(module), kind, nn.Parameter(weight, requires_grad=False))
+        add_lora(llama, 16, 16.0, device="cuda")
+        model = LlamaXR(Projector(8, config.dim, 2).to("cuda"), llama, tokenizer, "tokens")
+        if not plain:
+            fast.for_training(model)
+        if recompute:
+            fast.recompute_blocks(llama)
+        del weight
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        optimizer = torch.optim.AdamW(trainable(model))
+        for _ in range(2):
+            batch = model.collate(STUDIES, texts, 300).to("cuda")
+            (model.loss(batch)[0] / len(batch.answers)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        prompts = [model.prompt(one) for one in STUDIES]
+        needs = memory.training_needs(
+            config, in_4_bits=True, dtype=torch.bfloat16, rank=16, projector=(8, 2),
+            prompt=max(map(len, prompts)), shared=prompts[0].index(SLOT),
+            reports=[len(tokenizer.encode(text)) + 1 for text in texts], recompute=recompute, plain=plain,
+            cuda=True,
+        )  # fmt: skip
+        taken = torch.cuda.max_memory_allocated() - before
+        forecast = sum(needs.values()) - needs["program"]
+        assert taken < 1.02 * forecast and forecast < 1.4 * taken, (plain, recompute, taken, needs)
+        del model, llama, optimizer, batch
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamW8bit])
@@ -296,6 +353,25 @@ def test_a_run_trains_resumes_and_generates(scripts, tmp_path, monkeypatch, plai
             assert one[loss] == pytest.approx(other[loss], rel=0.02)
     image = next((tmp_path / "iu" / "images").rglob("*.png"))
     scripts("generate").main([str(image), "--run", str(half), "--device", "cuda", "--max-tokens", "20"])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_deterministic_run_repeats_bit_for_bit(scripts, tmp_path, monkeypatch, plain, optimizer):
+    lay_out_phantoms(tmp_path / "iu", 24, 8, 8)
+    argv = [str(word) for word in short_run(tmp_path / "iu")]
+    argv[argv.index("--device") + 1] = "cuda"
+    argv += ["--batch", "4", "--val-studies", "4", "--optimizer", optimizer, "--deterministic"]
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is set back
+    runs = [tmp_path / "one", tmp_path / "other"]
+    try:
+        for run in runs:
+            scripts("train").main([*argv, "--out", str(run), "--plain" if plain else "--no-plain"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+    one, other = (untimed(run / "metrics.jsonl") for run in runs)
+    assert one == other
 
 
 def test_a_linear_that_learns_beside_4_bits_has_its_formula():

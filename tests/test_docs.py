@@ -133,11 +133,9 @@ def test_the_demo_table_is_the_result():
 
 def test_what_the_text_says_of_them_is_the_result():
     readme, doc = (" ".join(path.read_text().split()) for path in (README, RESULTS_DOC))
-    findings = result("sample_demo", "system_findings")
-    sided = {name: row for name, row in findings.items() if row["wrong_side"]}
-    wrong = sum(row["wrong_side"] for row in sided.values())
-    n_sided = wrong + sum(row["right"] for row in sided.values())
-    assert f"of {n_sided} with a side, {wrong} are wrong" in readme
+    scores = result("sample_demo", "scores/all/system")
+    (share, *_), (named, *_) = scores["findings.sides_right"], scores["findings.sides_named"]
+    assert f"of {named:.0f} sides, {share * named:.0f} are right" in readme
     assert f"costs it {result('sample_demo', 'differences/swapped/micro_f1/0'):.3f} of its" in readme
     cost = "{:.3f} [{:.3f}, {:.3f}]".format(*result("iu_tokens_own_words", "differences/swapped/micro_f1"))
     assert f"costs {cost} of its findings F1" in doc
@@ -149,7 +147,11 @@ def test_what_the_text_says_of_them_is_the_result():
     sample, iu_xray = (result("torchrun", f"{data}/efficiency") for data in ("sample", "iu_xray"))
     assert f"an efficiency of {sample:.2f} on the sample and {iu_xray:.2f} on SmolLM2" in doc
     value, low, high = result("sample_demo", "differences/constant/rouge_l")
-    assert f"{value:.3f} [{low:.3f}, {high:.3f}] ahead of one constant report" in readme
+    assert f"one constant report cannot be told ({value:+.3f} [{low:+.3f}, {high:+.3f}])" in readme
+    value, low, high = result("sample_demo", "differences/nearest/micro_f1")
+    assert f"ahead of the nearest report by {value:.3f} [{low:.3f}, {high:.3f}]" in readme
+    unlike = result("unlike", "shares/held-out phantoms")
+    assert f"({unlike['warned']:.1%})" in doc and unlike["warned"] < 0.01
 
 
 def test_the_training_table_is_the_result():

@@ -142,8 +142,7 @@ def test_a_leaked_result_says_so_in_its_run_and_in_its_evaluation(options, tmp_p
     assert line in capsys.readouterr().out.splitlines()[1]
     assert json.loads((run / "config.json").read_text())["leaked"] is True
     call(evaluate, "--run", run, "--max-tokens", 5, "--limit", 2, "--out", tmp_path / "eval")
-    out, err = capsys.readouterr()
-    assert line in err and "leaked True" in out
+    assert line in capsys.readouterr().err
     settings = json.loads((tmp_path / "eval" / "results.json").read_text())["settings"]
     assert settings["leaked"] is True and settings["vision_trained_on"] == "drawn images"
 
@@ -184,7 +183,7 @@ def test_a_terminated_run_saves_and_prints_how_to_resume(run, root, options, cap
 @pytest.mark.parametrize("bridge", ["scores", "both"])
 def test_the_other_bridges_train_and_generate_too(bridge, root, options, images, capsys):
     out = root / f"bridge-{bridge}"
-    short = ["--steps", 1, "--batch", 2, "--val-studies", 1, "--n-samples", 0]
+    short = ["--steps", 1, "--batch", 2, "--val-studies", 1, "--n-samples", 0, "--no-outline"]
     call(train, *options, "--out", out, "--bridge", bridge, *short)
     capsys.readouterr()
     call(generate, images[0], "--run", out, "--max-tokens", 5)
@@ -195,7 +194,7 @@ def test_a_full_disk_costs_no_finished_checkpoint(run, root, options, capsys, mo
     out, save_file, calls = root / "full", checkpoint.save_file, []
 
     def fails(error, after):
-        def save(tensors, path):
+        def save(tensors, path, metadata):
             calls.append(path)
             if len(calls) > after:
                 path.write_bytes(b"half")
@@ -218,10 +217,10 @@ def test_a_full_disk_costs_no_finished_checkpoint(run, root, options, capsys, mo
 
 @pytest.mark.parametrize("val_every, step", [(1, "1"), (6, "[2-6]")])
 def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(
-    val_every, step, tmp_path, options, capsys
+    val_every, step, tmp_path, options, capsys, monkeypatch
 ):
-    high = ["--lr", 1e30, "--projector-lr", 1e30, "--clip", 1e30, "--val-every", val_every]
-    line = refusal(capsys, train, *options, "--out", tmp_path / "run", *high)
+    monkeypatch.setattr(train, "schedule", lambda step, options: 1e30)  # a learning rate far too high
+    line = refusal(capsys, train, *options, "--out", tmp_path / "run", "--val-every", val_every)
     assert re.search(rf"loss is (nan|inf) at step {step}; the last good checkpoint is none yet", line)
     assert not list((tmp_path / "run").glob("step-*"))
 
@@ -240,6 +239,110 @@ def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     assert "neither a folder" in refusal(capsys, train, *options, *new, "--base", tmp_path / "none")
     assert "do not exist" in refusal(capsys, train, *options, *new, "--vision", tmp_path / "none")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again_by_either_command(
+    run, options, tmp_path
+):
+    for name, command in (("a", ["--resume", tmp_path / "a"]), ("b", [*options, "--out", tmp_path / "b"])):
+        stopped = shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("step-*", "loss.png"))
+        (stopped / "lock").write_text("process 1 on another-host")  # of a process that is dead
+        call(train, *command)
+        assert metrics(stopped) == metrics(run) and not (stopped / "lock").exists()
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_gets_its_curve(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("loss.png"))
+    shutil.copytree(copy / "step-000006", copy / "step-000003.old.tmp")
+    call(train, "--resume", copy)
+    assert Image.open(copy / "loss.png").size[0] > 300 and "saved in" in capsys.readouterr().out
+    assert not list(copy.glob("*.tmp"))
+
+
+def test_a_run_whose_data_and_base_have_moved_says_where_they_are(run, options, root, tmp_path, capsys):
+    stopped, moved = tmp_path / "stopped", tmp_path / "moved"
+    shutil.copytree(run, stopped, ignore=shutil.ignore_patterns("step-*", "loss.png"))
+    moved.symlink_to(root)
+    config = json.loads((stopped / "config.json").read_text())
+    (stopped / "config.json").write_text(json.dumps(config | {"root": "/none", "base": "/none/base"}))
+    assert "/none does not exist" in refusal(capsys, train, "--resume", stopped)
+    call(train, "--resume", stopped, "--root", moved, "--base", "tiny")
+    config = json.loads((stopped / "config.json").read_text())
+    assert config["root"] == str(moved) and config["base"] == "tiny" and metrics(stopped) == metrics(run)
+
+
+def test_the_paths_of_a_run_are_absolute_so_that_it_opens_from_any_folder(
+    options, root, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(HOME / "llamaxr/assets/tiny-llama", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    relative = [os.path.relpath(root, tmp_path) if word == root else word for word in options]
+    relative[relative.index("tiny")] = "base"
+    call(train, *relative, "--steps", 1, "--n-samples", 0, "--out", "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["base"], config["out"]) == (str(tmp_path / "base"), str(tmp_path / "run"))
+    assert os.path.isabs(config["root"]) and config["vision"] == "tiny"
+    monkeypatch.chdir(root)
+    assert printed_reports(
+        capsys, next(root.glob("images/*/0.png")), "--run", tmp_path / "run", "--max-tokens", 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [(b'{"loss": 1.0}', "step"), (b'{"step": 1, "los": 1.0}', "no loss"),
+     (b'{"step": 1, "loss": "x"}', "loss is x"),
+     (b'{"step": 1, "loss": \xff}', "utf-8"), (b'{"step": 1, "loss": [[[[', "Expecting")],
+)  # fmt: skip
+def test_a_damaged_log_is_told_before_anything_is_loaded(run, tmp_path, capsys, monkeypatch, line, says):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("loss.png"))
+    lines = (copy / "metrics.jsonl").read_bytes().splitlines()
+    (copy / "metrics.jsonl").write_bytes(b"\n".join([*lines[:1], line, *lines[2:]]))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"steps": 9}))
+    monkeypatch.setattr(train, "load_model_and_data", lambda *_: pytest.fail("loaded"))
+    told = refusal(capsys, train, "--resume", copy)
+    assert "metrics.jsonl, line 2 is damaged" in told and says in told
+
+
+def test_what_is_not_there_is_told_before_anything_is_loaded(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "load_model_and_data", lambda *_: pytest.fail("loaded"))
+    new, none, file = ["--out", tmp_path / "new"], tmp_path / "none", tmp_path / "file"
+    file.write_text("x")
+    for argv, says in (
+        ([*options, *new, "--adapter", none], "adapter_config.json is missing"),
+        ([*options, *new, "--vision", none], "do not exist"),
+        ([*options, *new, "--base", none], "neither a folder"),
+        ([*options, *new, "--root", none], "does not exist"),
+        ([*options, "--out", file / "run"], "Not a directory"),
+        ([*options, "--out", file], "is a file"),
+        ([*options, "--out", tmp_path / ("a" * 300)], "File name too long"),
+        ([*options, *new, "--cache", file], "File exists"),
+    ):
+        assert says in refusal(capsys, train, *argv), argv
+    assert not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_while_data_is_loaded_ends_in_one_line(options, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.runs, "load_studies", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        call(train, *options, "--out", tmp_path / "run")
+    assert stop.value.code == 130 and capsys.readouterr().err.endswith("interrupted\n")
+    assert (tmp_path / "run/config.json").is_file()  # --resume begins it
+
+
+def test_a_run_folder_that_is_deleted_while_it_is_trained_is_told_and_does_not_come_back(
+    options, tmp_path, capsys, monkeypatch
+):
+    step, run = train.schedule, tmp_path / "run"
+    monkeypatch.setattr(
+        train, "schedule", lambda n, o: (shutil.rmtree(run, ignore_errors=True), step(n, o))[1]
+    )
+    assert "was deleted" in refusal(capsys, train, *options, "--n-samples", 0, "--out", run)
+    assert not run.exists()
 
 
 def test_the_first_steps_may_learn_the_outline_alone(run, tmp_path, options):
@@ -325,8 +428,23 @@ def test_generate_refuses_in_one_line(run, root, images, capsys, tmp_path):
     assert "does not exist" in refusal(capsys, generate, image, "--run", tmp_path / "none")
     assert "config.json" in refusal(capsys, generate, image, "--run", tmp_path)
     assert "--max-tokens is 0" in refusal(capsys, generate, image, *at, "--max-tokens", 0)
-    assert "exclude each other" in refusal(capsys, generate, image, *at, "--beams", 2, "--temperature", 1)
+    assert "without --beams 1" in refusal(capsys, generate, image, *at, "--beams", 2, "--temperature", 1)
+    assert "--seed has no effect" in refusal(capsys, generate, image, *at, "--seed", 1)
+    assert "--batch has no effect" in refusal(capsys, generate, image, *at, "--batch", 2)
     assert "arguments are required" in refusal(capsys, generate, *at)
+
+
+def test_of_many_images_the_good_ones_are_written_and_the_broken_ones_told(run, images, capsys, tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    bad = [tmp_path / "text.png", tmp_path / "none.png"]
+    rest = ["--each", "--run", run, "--max-tokens", 5]
+    good = printed_reports(capsys, *images[:2], *rest)
+    with pytest.raises(SystemExit) as stop:
+        call(generate, images[0], *bad, images[1], *rest)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out.splitlines() == good
+    assert all(f"warning: {path}" in err.replace("no radiograph at ", "") or str(path) in err for path in bad)
+    assert err.endswith("error: 2 of 4 images cannot be read: replace them, see above\n")
 
 
 @pytest.mark.parametrize(
@@ -342,8 +460,7 @@ def test_a_damaged_run_is_refused_in_one_line(file, run, images, capsys, tmp_pat
 
 def test_a_run_without_a_checkpoint_is_refused_in_one_line(run, images, capsys, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("step-*"))
-    for script, argv in ((generate, [images[0], "--run", copy]), (evaluate, ["--run", copy]),
-                         (train, ["--resume", copy])):  # fmt: skip
+    for script, argv in ((generate, [images[0], "--run", copy]), (evaluate, ["--run", copy])):
         assert "no checkpoint" in refusal(capsys, script, *argv)
 
 
@@ -364,12 +481,13 @@ def test_evaluation_puts_the_floors_beside_the_model(run, evaluated):
     results = json.loads((evaluated / "results.json").read_text())
     assert results["groups"]["all"]["studies"] == results["settings"]["studies"] == 6
     for name in ("system", "swapped", "constant", "random", "nearest"):
-        assert f" {name}" in out
+        assert f"\n{name} " in out or name == "random"
         value, low, high = results["groups"]["all"]["writers"][name]["llama_xr"]["rouge_l"]
         assert 0 <= low <= value <= high <= 1
     assert results["groups"]["all"]["writers"]["constant"]["reports"]["distinct"] == [1, 1, 1]
-    assert results["groups"]["all"]["writers"]["outline"].keys() == {"findings", "per_class"}
-    assert all(line in out for line in results["in_words"]) and len(results["in_words"]) == 3
+    assert results["groups"]["all"]["writers"]["outline"].keys() == {"findings", "classes", "per_class"}
+    assert all(line in " ".join(out.split()) for line in results["in_words"]) and len(results["in_words"]) > 4
+    assert len(out.splitlines()) <= 30 and "template" in results["groups"]["all"]["writers"]
     lines = [json.loads(line) for line in (evaluated / "reports.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [str(i) for i in range(32, 38)]
     assert lines[0].keys() == {"id", "reference", "generated"}
@@ -422,21 +540,25 @@ def test_the_floors_of_anyones_reports_may_come_from_a_data_set(root, evaluated,
         scores = [r["groups"]["all"]["writers"][name]["llama_xr"]["rouge_l"] for r in (ours, theirs)]
         assert scores[0] == scores[1]
     capsys.readouterr()
-    assert "instead of --train-reports" in refusal(capsys, evaluate, *command, "--train-reports", root)
-    assert "--data goes with --score" in refusal(capsys, evaluate, "--data", "iu_xray")
+    for argv in (
+        [*command, "--train-reports", root], ["--data", "iu_xray"], ["--train-reports", root],
+        *([*command, *more] for more in (["--run", root], ["--split", "test"], ["--batch", 32], ["--plain"])),
+        [*command[:2], "--root", root], [*command, "--full", "--json"],
+    ):  # fmt: skip
+        assert "has no effect without" in refusal(capsys, evaluate, *argv)
 
 
 @pytest.mark.parametrize(
     ("lines", "says"),
     [('{"id": "a", "reference": "x"}', "line 1: no object with the strings id"), ("[1]", "line 1"),
-     ("{", "JSONL"), ("", "has no lines"),
+     ("{", "line 1 is no JSON"), ("", "has no lines"),
      ('{"id":"a","reference":"x","generated":"y"}\n' * 2, "names a study twice"),
-     ("[" * 100_000, "JSONL")],
+     ("[" * 100_000, "nested too deep")],
 )  # fmt: skip
 def test_a_file_that_cannot_be_scored_is_refused_in_one_line(capsys, tmp_path, lines, says):
     (tmp_path / "r.jsonl").write_text(lines)
     assert says in refusal(capsys, evaluate, "--score", tmp_path / "r.jsonl")
-    assert "cannot be read" in refusal(capsys, evaluate, "--score", tmp_path / "none.jsonl")
+    assert "is missing" in refusal(capsys, evaluate, "--score", tmp_path / "none.jsonl")
 
 
 def test_eval_refuses_in_one_line(run, capsys, tmp_path):

@@ -8,15 +8,16 @@ The number of a report is Open-i's uId, "CXR2384"; R2Gen writes CXR2384_IM-0942,
 trusted: sizes are bounded, XML may not declare entities, and images must be inside their folder.
 """
 
-import json
 import re
-import tarfile
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers import expat
 
 from ..errors import UserError
+from ..files.archive import read_members
+from ..files.text import read_json, short
 from .report import collapse_whitespace
 from .study import SPLITS, path_inside
 from .table import read_rows
@@ -68,19 +69,21 @@ def read_r2gen(root: Path) -> list[Report]:
     """
     path, reports = root / ANNOTATION, []
     try:
-        for key, entries in json.loads(path.read_text(encoding="utf-8")).items():
+        for key, entries in read_json(path, remedy="download it again").items():
             for entry in entries:
                 split = entry.get("split", "").strip() or key.strip() or "test"
                 names = entry["image_path"]
                 where = f"{path}: study {entry['id']}"
                 if split not in SPLITS or not 1 <= len(names) <= 2 or not isinstance(names, list):
-                    raise UserError(f"{where} has split {split!r} or not 1 to 2 images; correct the file")
+                    raise UserError(
+                        f"{where} has split {short(split)!r} or not 1 to 2 images; correct the file"
+                    )
                 views = [path_inside(root / "images", name, where) for name in names]
                 sections = {"findings": collapse_whitespace(entry["report"])}
                 uid = entry["id"].split("_")[0]
                 reports.append(Report(uid, sections, None, *views, id=entry["id"], split=split))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({str(error)[:100]!r}); download it again") from None
+        raise UserError(f"{path} is damaged ({short(error)!r}); download it again") from None
     if not reports:
         raise UserError(f"{path} lists no study; download it again")
     return reports
@@ -94,12 +97,14 @@ def read_kaggle(root: Path) -> list[Report]:
     for line, row in read_rows(path, ("uid", "filename", "projection")):
         where, view = f"{path}, line {line}", row["projection"].lower()
         if view not in ("frontal", "lateral"):
-            raise UserError(f"{where}: projection is {row['projection'][:40]!r}; download it again")
+            raise UserError(f"{where}: projection is {short(row['projection'], 40)!r}; download it again")
         views.setdefault(row["uid"], {}).setdefault(view, path_inside(folder, row["filename"], where))
     path, reports = root / "indiana_reports.csv", []
     for line, row in read_rows(path, ("uid", "MeSH", "findings", "impression")):
         if not row["uid"].isdigit():
-            raise UserError(f"{path}, line {line}: uid {row['uid'][:40]!r} is no number; download it again")
+            raise UserError(
+                f"{path}, line {line}: uid {short(row['uid'], 40)!r} is no number; download it again"
+            )
         terms = tuple(filter(None, map(collapse_whitespace, row["MeSH"].split(";"))))
         sections = {name: collapse_whitespace(row[name]) for name in ("findings", "impression")}
         reports.append(Report(f"CXR{row['uid']}", sections, terms, **views.get(row["uid"], {})))
@@ -113,7 +118,7 @@ def read_openi(root: Path) -> tuple[list[Report], list[str]]:
     for name, raw in _xml_files(root):
         try:
             reports.append(_parse_xml(raw, root / PNG_FOLDER))
-        except (ElementTree.ParseError, ValueError, AttributeError, TypeError):
+        except (expat.ExpatError, ValueError, LookupError, AttributeError, TypeError):
             damaged.append(name)
     return sorted(reports, key=lambda report: report_number(report.uid)), damaged
 
@@ -125,27 +130,42 @@ def report_number(uid: str) -> int:
 
 
 def _xml_files(root: Path) -> Iterator[tuple[str, bytes]]:
-    """The name and content of each XML file; of a file over MAX_XML, one byte more than that."""
+    """The name and content of each XML file; of one over MAX_XML in the folder, one byte more than that."""
     folder, archive = root / XML_FOLDER, root / XML_ARCHIVE
     if folder.is_dir():
         for path in sorted(folder.glob("*.xml")):
+            if path.name.startswith("._") or not path.is_file():  # macOS keeps a file's attributes beside it
+                continue
             with path.open("rb") as file:
                 yield f"{XML_FOLDER}/{path.name}", file.read(MAX_XML + 1)
         return
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.isreg() and member.name.endswith(".xml"):
-                    yield member.name, tar.extractfile(member).read(MAX_XML + 1)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{archive} is damaged ({error}); download it again") from None
+    for name, content, _ in read_members(archive, ".xml"):
+        yield name, content
+
+
+def parse_plain_xml(raw: bytes) -> ElementTree.Element:
+    """The root of an XML text that declares no document type, and so no entities: a few of them can expand to
+    gigabytes, or name a file to read. ExpatError, ValueError or LookupError for another text.
+
+    The parser itself reports the declaration, so it is found in every encoding.
+    """
+
+    def refuse(*_):
+        raise ValueError("it declares a document type")
+
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.Parse(raw, True)
+    return builder.close()
 
 
 def _parse_xml(raw: bytes, images: Path) -> Report:
     """One of Open-i's XML files. images: the folder of the PNG files. ValueError for another file."""
-    if len(raw) > MAX_XML or b"<!" in raw.replace(b"<!--", b""):  # a few entities can expand to gigabytes
-        raise ValueError("no plain XML report")
-    tree = ElementTree.fromstring(raw)
+    if len(raw) > MAX_XML:
+        raise ValueError("no report is so large")
+    tree = parse_plain_xml(raw)
     uid = tree.find("uId").get("id")
     if not re.fullmatch(r"CXR\d{1,9}", uid):
         raise ValueError(f"uId {uid!r}")

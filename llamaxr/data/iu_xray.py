@@ -10,12 +10,13 @@ reports (also where those are beside R2Gen's files) and in Kaggle's table only.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.download import download, unpack
+from ..files.archive import unpack
+from ..files.download import download
+from ..files.text import read_json
 from . import iu_layouts
 from .iu_layouts import Report, report_number
 from .report import compose_report
@@ -69,7 +70,7 @@ def load_studies(
     if split_by == "patient":
         reports = [r for r in reports if r.sections.get("findings") and (r.frontal or r.lateral)]
         reports.sort(key=lambda report: report_number(report.uid))
-        names = {id.split("_")[0]: id for ids in json.loads(R2GEN_SPLIT.read_text()).values() for id in ids}
+        names = {id.split("_")[0]: id for ids in read_json(R2GEN_SPLIT).values() for id in ids}
         for report in reports:  # R2Gen's id where it has one: a study has the same id in all forms
             report.id = report.id or names.get(report.uid, report.uid)
             report.split = patient_split(report.uid, split_seed)
@@ -96,7 +97,7 @@ def drop_duplicates(reports: list[Report]) -> tuple[list[Report], list[str]]:
 def select_r2gen(reports: list[Report]) -> tuple[list[Report], list[str]]:
     """R2Gen's studies in R2Gen's order, with its ids and splits; and which of them are absent."""
     by_uid, selected, absent = {r.uid: r for r in reports}, [], []
-    for split, ids in json.loads(R2GEN_SPLIT.read_text()).items():
+    for split, ids in read_json(R2GEN_SPLIT).items():
         for id in ids:
             uid = id.split("_")[0]
             if uid in by_uid:
@@ -119,17 +120,22 @@ def add_openi_sections(reports: list[Report], root: Path) -> list[str]:
     return damaged
 
 
-def fetch(folder: Path, progress: Callable[[str, int, int | None], None] | None = None) -> Path:
+def fetch(
+    folder: Path,
+    progress: Callable[[str, int, int | None], None] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Download Open-i's two archives to the folder and unpack them there; returns the folder. Files that are
     there already are not downloaded again, and an interrupted download resumes.
 
-    progress(what, done, total) gets bytes. UserError if a download fails, with how to do it by hand.
+    progress(what, done, total) gets bytes, tell a line with the hash of a first download. UserError if a
+    download fails, with how to do it by hand.
     """
     for archive, unpacked, suffix in (
         (iu_layouts.XML_ARCHIVE, iu_layouts.XML_FOLDER, ".xml"),
         (f"{iu_layouts.PNG_FOLDER}.tgz", iu_layouts.PNG_FOLDER, ".png"),
     ):
         if not (folder / unpacked).is_dir():
-            download(f"{OPENI}/{archive}", folder / archive, progress)
+            download(f"{OPENI}/{archive}", folder / archive, progress, tell=tell)
             unpack(folder / archive, folder / unpacked, suffix, progress)
     return folder

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..files.text import read_text, short
 from .report import collapse_whitespace, compose_report
 from .study import Study, validate_studies
 from .table import read_rows
@@ -69,7 +70,8 @@ def load_studies(
         if path is None or path.stat().st_size > MAX_REPORT:
             bad_reports.append(f"files/{name}.txt")
             continue
-        text = compose_report(read_sections(path.read_text("utf-8", "replace")), sections, drop_redacted)
+        report = read_text(path, MAX_REPORT, errors="replace")
+        text = compose_report(read_sections(report), sections, drop_redacted)
         if not text:
             n_without_text += 1
             continue
@@ -101,14 +103,15 @@ def _read_records(root: Path) -> dict[str, _Record]:
     records: dict[str, _Record] = {}
     path = _find_table(root, "split")
     for line, row in read_rows(path, ("dicom_id", "study_id", "subject_id", "split")):
-        ids = row["study_id"] + row["subject_id"]
-        if not (ids.isascii() and ids.isdecimal()) or row["split"] not in SPLIT_NAMES:
+        ids = row["study_id"], row["subject_id"]
+        if not all(re.fullmatch(r"[0-9]{1,18}", i) for i in ids) or row["split"] not in SPLIT_NAMES:
             raise UserError(f"{path}, line {line}: no valid study, subject and split; download it again")
         records.setdefault(row["study_id"], _Record(row["subject_id"], SPLIT_NAMES[row["split"]]))
     path = _find_table(root, "metadata")
     for line, row in read_rows(path, ("dicom_id", "study_id", "ViewPosition")):
-        if not re.fullmatch(r"[0-9A-Za-z-]+", row["dicom_id"]):  # it becomes a file name
-            raise UserError(f"{path}, line {line}: dicom_id is {row['dicom_id'][:60]!r}; download it again")
+        if not re.fullmatch(r"[0-9A-Za-z-]{1,200}", row["dicom_id"]):  # it becomes a file name
+            name = short(row["dicom_id"], 60)
+            raise UserError(f"{path}, line {line}: dicom_id is {name!r}; download it again")
         if row["study_id"] in records:
             records[row["study_id"]].images.setdefault(row["ViewPosition"].upper(), row["dicom_id"])
     return records

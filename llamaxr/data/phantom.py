@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
+from ..files.text import read_json
 from ..radiograph import VIEWS
 from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
-from .study import SPLITS, Study
+from .study import SPLITS, Study, path_inside
 from .workers import process_pool
 
-DRAWING_VERSION = 2  # raise it whenever a drawing or a sentence changes: stored folders are then redrawn
+DRAWING_VERSION = 4  # raise it whenever a drawing or a sentence changes: stored folders are then redrawn
 ONE_VIEW = 0.06  # share of studies without a lateral, so that the model learns those too
 
 
@@ -155,13 +157,15 @@ def make_studies(
     """
     settings = {"version": DRAWING_VERSION, "counts": [n_train, n_val, n_test], "seed": seed, "size": size}
     index, images = folder / "studies.json", folder / "images"
+    is_current = True
     try:
-        stored = json.loads(index.read_text(encoding="utf-8"))
-        rows = stored["studies"]
-        is_current = stored["settings"] == settings and all(
-            (images / name).is_file() for row in rows for name in row["views"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = read_json(index)
+        rows, counts = stored["studies"], [0, 0, 0]
+        for study in (_study(row, images) for row in rows):
+            counts[SPLITS.index(study.split)] += 1
+            is_current = is_current and all(os.path.isfile(path) for _, path in study.views)
+        is_current = is_current and stored["settings"] == settings and counts == settings["counts"]
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         is_current = False
     if not is_current:
         images.mkdir(parents=True, exist_ok=True)
@@ -177,12 +181,16 @@ def make_studies(
         temporary = index.with_name(index.name + ".tmp")
         temporary.write_text(json.dumps({"settings": settings, "studies": rows}), encoding="utf-8")
         os.replace(temporary, index)
-    studies = []
-    for row in rows:
-        frontal, lateral = (*(images / name for name in row["views"]), None)[:2]
-        findings = frozenset(row["findings"])
-        studies.append(Study(row["id"], frontal, lateral, row["report"], row["split"], findings))
-    return studies
+    return [_study(row, images) for row in rows]
+
+
+def _study(row: dict, images: Path) -> Study:
+    """A row of studies.json as a study. UserError, KeyError, TypeError or ValueError for another row."""
+    frontal, lateral = (*(path_inside(images, name, "studies.json") for name in row["views"]), None)[:2]
+    texts = row["id"], row["report"], row["split"], *row["findings"]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text is none")
+    return Study(row["id"], frontal, lateral, row["report"], row["split"], frozenset(row["findings"]))
 
 
 def phantom(seed: int, i: int, size: int = 224) -> tuple[tuple[Finding, ...], list[np.ndarray], str]:

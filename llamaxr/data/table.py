@@ -12,13 +12,16 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import UserError
+from ..files.text import short
 from ..radiograph import VIEWS
 from .report import collapse_whitespace
 from .study import SPLITS, Study, path_inside, validate_studies
 
 COLUMNS = ("id", "frontal", "lateral", "report", "split")
+MAX_LINE, MAX_TABLE = 2**20, 2**30  # characters; the largest table known here has 2**26
 
 
 def load_studies(path: Path | None, on_missing: str, warn: Callable[[str], None]) -> list[Study]:
@@ -35,7 +38,8 @@ def load_studies(path: Path | None, on_missing: str, warn: Callable[[str], None]
         if not row["id"] or row["split"] not in SPLITS or not (row["frontal"] or row["lateral"]):
             raise UserError(
                 f"{where}: a study needs an id, a split ({', '.join(SPLITS)}) and at least one image; "
-                f"this row has id {row['id'][:40]!r}, split {row['split'][:40]!r}; correct the file"
+                f"this row has id {short(row['id'], 40)!r}, split {short(row['split'], 40)!r}; correct the "
+                "file"
             )
         frontal, lateral = (
             path_inside(path.parent, row[view], where) if row[view] else None for view in VIEWS
@@ -47,15 +51,17 @@ def load_studies(path: Path | None, on_missing: str, warn: Callable[[str], None]
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a .csv or .csv.gz file as (line number, {column: stripped text}), for these columns only.
     Raises UserError if a column is missing or the file is no CSV in UTF-8."""
+    if not path.is_file():  # a pipe too: reading it could block for ever
+        raise UserError(f"{path} is missing; add it")
     try:
         open_text = gzip.open if path.suffix == ".gz" else open
         with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(_lines(file), strict=True)
             header = reader.fieldnames or ()
             if missing := [name for name in columns if name not in header]:
                 raise UserError(
                     f"{path} has no column {', '.join(missing)}; its first line must name "
-                    f"{','.join(columns)}, and is {','.join(header)[:100]!r}"
+                    f"{','.join(columns)}, and is {short(','.join(header))!r}"
                 )
             for row in reader:
                 if None in row or None in row.values():  # more or fewer cells than the header
@@ -64,4 +70,15 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
                     )
                 yield reader.line_num, {name: row[name].strip() for name in columns}
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8 ({error}); export it again") from None
+        reason = short(error)
+        raise UserError(f"{path} cannot be read as CSV in UTF-8 ({reason}); export it again") from None
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file, which may be packed: without bounds a few bytes become a line without end."""
+    n_read = 0
+    while line := file.readline(MAX_LINE + 1):
+        n_read += len(line)
+        if len(line) > MAX_LINE or n_read > MAX_TABLE:
+            raise csv.Error("a line or the whole is too long for a table")
+        yield line

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
@@ -14,7 +15,9 @@ def process_pool(n_workers: int) -> ProcessPoolExecutor:
 
 
 def _exit_with_parent() -> None:
-    """Without this, a worker whose parent was killed waits for work for ever."""
+    """Without this, a worker whose parent was killed waits for work for ever. Ctrl-C reaches all of them; the
+    parent alone tells it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -167,8 +167,13 @@ class MergedLlama(Llama):
 
 
 def for_generation(model: LlamaXR) -> None:
-    """Make the language model the merged one, in place. Nothing can be trained afterwards."""
+    """Make the language model the merged one, in place; on CUDA the one that replays its steps (graph.py).
+    Nothing can be trained afterwards."""
+    from .graph import ReplayedLlama  # which is a MergedLlama
+
     merge(model.llama)
+    if model.llama.norm.weight.is_cuda:
+        model.llama.__class__ = ReplayedLlama
 
 
 @torch.no_grad()

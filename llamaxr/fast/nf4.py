@@ -206,7 +206,8 @@ def eight_bit_levels() -> Tensor:
 
 def quantise_absmax(absmax: Tensor) -> Absmax:
     """Double quantisation: absmaxes (n_blocks,) in fp32 -> in 8 bits."""
-    levels, offset = eight_bit_levels().to(absmax.device), absmax.mean()
+    # A copy each: torch up to 2.9 does not compile a block whose layers share such a tensor.
+    levels, offset = eight_bit_levels().to(absmax.device, copy=True), absmax.mean()
     blocks = F.pad(absmax - offset, (0, -len(absmax) % 256)).view(-1, 256)
     scales = blocks.abs().amax(1)
     scaled = (blocks * scales.reciprocal()[:, None]).nan_to_num(nan=-1.0)  # code 0 for a block of zeros

@@ -15,13 +15,19 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import tiktoken
-
 from ..errors import UserError
 
 # What damaged or hostile JSON leads to where it is read as if it were sound.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The rules that a file may bring along: Llama 3's, and the same with digits one by one (Qwen's) or by twos.
+# A rule from elsewhere could take for ever on some text, and no limit stops it then.
+SPLIT_WORDS = {LLAMA3_WORDS.replace("{1,3}", digits) for digits in ("{1,3}", "", "{1,2}", "+")} | {GPT2_WORDS}
+MAX_WORK = 5 * 10**7  # sum of the squares of the pieces' bytes, to prove merges by; Llama 3 takes 10**7
 # GPT-2's rule after the digits are cut out: white space before a digit ends as it does at the text's end.
 GPT2_BESIDE_DIGITS = r"|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
@@ -41,8 +47,6 @@ def read_byte_level(path: Path, spec: dict) -> ByteLevelBPE:
     """The content of a tokenizer.json. Raises UserError where it is damaged or has unsupported rules."""
     try:
         words, added = word_rule(path, spec), spec["added_tokens"]
-        byte_ranks = {bytes([b]): b for b in range(256)}
-        tiktoken.Encoding("check", pat_str=words, mergeable_ranks=byte_ranks, special_tokens={})  # ValueError
         control = {token["id"] for token in added if token.get("special", True)}
         ranks, ids = ranks_and_ids(path, spec["model"], control)
         pieces = {i: bytes_of(text) for text, i in spec["model"]["vocab"].items()}
@@ -74,8 +78,9 @@ def word_rule(path: Path, spec: dict) -> str:
               {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:  # fmt: skip
             return (r"\p{N}" if single_digits else r"\p{N}+") + GPT2_BESIDE_DIGITS
         case [{"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": False},
-              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]:  # fmt: skip
-            return rf"{words}|(?:(?!{words})[\s\S])+"  # the text between two matches is a word too
+              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if (
+                  words in SPLIT_WORDS):  # fmt: skip
+            return words
     names = ", ".join(json.dumps(step)[:80] for step in steps)
     raise UserError(
         f"{path}: pre-tokenizer {names} is not supported; use a base with GPT-2's, SmolLM2's or Llama 3's"
@@ -98,6 +103,8 @@ def ranks_and_ids(path: Path, model: dict, control: set[int]) -> tuple[dict[byte
     if len(set(vocab.values())) < len(vocab):
         raise ValueError("two pieces share an id")
     spelled = {text: bytes_of(text) for text in vocab}
+    if sum(len(piece) ** 2 for piece in spelled.values()) > MAX_WORK:
+        raise ValueError("its pieces are too long")
     ids = [vocab.get(letter, -1) for letter in BYTE_LETTERS]
     if ids.count(-1) > 128:  # SmolLM2 lacks 21, most of which never occur in UTF-8
         raise ValueError("most bytes are not in the vocabulary")

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
-from .hub import MAX_INDEX, shard_files
+from .hub import shard_files
 from .nf4_stored import check_stored
+from .tensors import check_finite, open_tensors
+from .text import short
 
 FLOATS = ("BF16", "F16", "F32")  # safetensors' names of the dtypes that a plain weight may have
 
@@ -28,11 +29,11 @@ class CheckpointTensors:
         self.files = {}  # tensor name -> (path, open file)
         self.statistics = {}  # name of an NF4 weight -> {part ("absmax", ...): name of its tensor}
         for path in shard_files(folder):
-            file = _open(path, stack)
+            file = stack.enter_context(open_tensors(path, "download it again"))
             for name in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 if name in self.files:
                     raise UserError(
-                        f"{path}: {name[:100]!r} is in {self.files[name][0].name} too; download it again"
+                        f"{path}: {short(name)!r} is in {self.files[name][0].name} too; download it again"
                     )
                 self.files[name] = path, file
                 module, dot, part = name.partition(".weight.")
@@ -63,7 +64,7 @@ class CheckpointTensors:
             if name not in shapes:
                 if name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight":
                     continue  # old checkpoints hold frequencies, some tied ones a copy of the embedding
-                raise UserError(f"{path}: unexpected tensor {name[:100]!r}; is this a Llama checkpoint?")
+                raise UserError(f"{path}: unexpected tensor {short(name)!r}; is this a Llama checkpoint?")
             shape, dtype = self.header(name)
             if self.is_nf4(name):
                 if not nf4_allowed(name):
@@ -92,26 +93,14 @@ class CheckpointTensors:
         return tuple(header.get_shape()), header.get_dtype()
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored: memory-mapped, on the CPU."""
-        return self.files[name][1].get_tensor(name)
+        """A tensor as it is stored: memory-mapped, on the CPU. UserError for NaN in it, or an infinity."""
+        path, file = self.files[name]
+        tensor = file.get_tensor(name)
+        check_finite(path, name, tensor, "download it again")
+        return tensor
 
     def nf4(self, name: str) -> tuple[Tensor, dict[str, Tensor]]:
         """A weight in NF4: packed codes (n_bytes, 1), and flat statistics by bitsandbytes' names."""
         # Files differ in the shapes of these parts. The kernels read them as flat memory.
         parts = {part: self.read(key).flatten() for part, key in self.statistics[name].items()}
         return self.read(name).reshape(-1, 1), parts
-
-
-def _open(path: Path, stack: ExitStack):
-    """A safetensors file with its header read."""
-    try:
-        with path.open("rb") as raw:  # safetensors takes 12 seconds to refuse a header of 100 MB
-            n_bytes = int.from_bytes(raw.read(8), "little")
-        if n_bytes > MAX_INDEX:
-            raise UserError(
-                f"{path} has a header of {n_bytes} bytes, too large for a Llama; download it again"
-            )
-        return stack.enter_context(safe_open(path, framework="pt"))
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}); download it again") from None

@@ -1,29 +1,31 @@
-"""A large file from the web, complete or not at all, and an archive unpacked the same way.
+"""A large file from the web, complete and as expected, or not at all.
 
 In: an address. Out: a file under its final name, which is therefore always complete. Until then the bytes are
 in NAME.part. A connection that stalls, breaks or ends early is opened again and asked for the rest (HTTP
-Range), in the next run too. An archive is unpacked into a temporary folder, which is renamed last.
+Range), in the next run too. Only https is spoken, also where a server redirects (and http with this machine
+itself). What comes has the SHA-256 that is known; where none is, that of the first download is kept in
+NAME.sha256, told, and held against every later one.
 """
 
-import gzip
+import hashlib
 import http.client
 import os
 import re
 import shutil
 import ssl
-import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-import zlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import UserError
+from .text import short
 
 CHUNK = 2**18  # bytes read at a time
 MAX_DOWNLOAD = 2**36  # bytes; the largest file known here has a few GiB
-MAX_FILES, MAX_FILE, MAX_TOTAL = 50_000, 2**28, 2**35  # of an archive: count, bytes per file, bytes in all
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 Progress = Callable[[str, int, int | None], None]  # file name, bytes so far, bytes in all
 
@@ -33,21 +35,27 @@ def download(
     target: Path,
     progress: Progress | None = None,
     *,
+    sha256: str = "",
+    tell: Callable[[str], None] = lambda line: None,
     headers: dict[str, str] | None = None,
     timeout: float = 60.0,
     pause: float = 2.0,
     tries: int = 5,
 ) -> Path:
-    """Fetch url (http or https) to target, unless it is there. Returns target.
+    """Fetch url to target, unless it is there. Returns target.
 
+    sha256: the file's, or its first digits; "" where it is not known. tell: gets a line with the SHA-256 of a
+    first download.
     headers: sent to this address only, not to where it redirects, so that a token stays with its host.
     timeout: seconds without a byte until a connection counts as stalled. tries: attempts in a row that bring
     nothing until it gives up. pause: seconds before the second attempt, doubled for each next one.
-    Raises UserError, which says how to fetch the file by hand.
+    Raises UserError, which says how to fetch the file by hand, or that it is not the file that is expected.
     """
-    if not url.startswith(("http://", "https://")):  # urllib would open file: too
-        raise UserError(f"{url} is not an http or https address; give another")
+    if not _is_safe(url, url):  # urllib would open file: too
+        raise UserError(f"{url} is not an https address; give another")
     if target.is_file():
+        if sha256:
+            _check_hash(target, target, sha256)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -74,8 +82,46 @@ def download(
         n_failed = 0 if after > before else n_failed + 1
     else:
         raise _by_hand(url, target, reason)
+    record = target.with_name(f"{target.name}.sha256")
+    known = sha256 or (record.read_text("ascii", "replace")[:64] if record.is_file() else "")
+    digest = _check_hash(part, target, known)
+    if not known:
+        record.write_text(f"{digest}  {target.name}\n")  # in sha256sum's form
+        tell(f"{target.name} has SHA-256 {digest}; it is kept in {record.name}, and a change will be refused")
     os.replace(part, target)
     return target
+
+
+def _check_hash(path: Path, target: Path, known: str) -> str:
+    """The SHA-256 of a file. UserError, and the file is deleted, unless it begins with the known digits."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(known):
+        if path != target:
+            path.unlink()
+        raise UserError(
+            f"{target} is not the file that is expected: its SHA-256 is {digest}, not {known}; delete it and "
+            f"run the same command again, or, if the change is meant, delete {target.name}.sha256"
+        )
+    return digest
+
+
+def _is_safe(url: str, asked: str) -> bool:
+    """Whether a URL, which the URL `asked` redirected to, is https, or http that stays on this machine."""
+    to, own = urllib.parse.urlsplit(url), urllib.parse.urlsplit(asked)
+    return to.scheme == "https" or to.scheme == "http" and to.hostname in LOCAL and own.hostname in LOCAL
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where `_is_safe`."""
+
+    def redirect_request(self, request, answer, code, message, headers, url):
+        if not _is_safe(url, request.full_url):
+            raise UserError(f"{request.full_url} redirects to {short(url)}, which is not https: not followed")
+        return super().redirect_request(request, answer, code, message, headers, url)
+
+
+_OPENER = urllib.request.build_opener(_SafeRedirects)
 
 
 def _fetch_rest(
@@ -88,7 +134,7 @@ def _fetch_rest(
         request.add_header("Range", f"bytes={have}-")
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with _OPENER.open(request, timeout=timeout) as answer:
         length = answer.headers.get("Content-Length", "")
         length = int(length) if length.isdecimal() else None
         if answer.status == 206:
@@ -123,54 +169,3 @@ def _by_hand(url: str, target: Path, reason: str) -> UserError:
         f"could not download {url} ({reason}); run the same command again to continue where it stopped, "
         f"or fetch it by hand, for instance in a browser, to {target}"
     )
-
-
-def unpack(archive: Path, folder: Path, suffix: str, progress: Progress | None = None) -> Path:
-    """Unpack the files of a .tgz with this suffix side by side into the folder, which appears complete.
-
-    Nothing is trusted. An archive is refused if a member is a link or a device, or has a path that leads out
-    of the archive. Sizes are bounded. The gzip checksum at the end proves it complete. A damaged archive is
-    deleted, so that the next run fetches it again; the UserError says so.
-    """
-    if folder.is_dir():
-        return folder
-    temporary = folder.with_name(folder.name + ".unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was interrupted
-    temporary.mkdir(parents=True)
-    n_files = n_bytes = 0
-    size = archive.stat().st_size
-    try:
-        with archive.open("rb") as packed, gzip.open(packed) as plain:
-            with tarfile.open(fileobj=plain, mode="r|") as tar:
-                for member in tar:
-                    if member.isdir():
-                        continue
-                    tarfile.data_filter(member, str(temporary))  # raises on a path that leaves
-                    name = PurePosixPath(member.name).name
-                    n_files, n_bytes = n_files + 1, n_bytes + member.size
-                    if not member.isreg() or name.startswith("."):
-                        raise tarfile.TarError(f"{name[:80]!r} is not a plain file")
-                    if n_files > MAX_FILES or member.size > MAX_FILE or n_bytes > MAX_TOTAL:
-                        raise tarfile.TarError(f"it exceeds the bounds at {name[:80]!r}")
-                    if not name.endswith(suffix):
-                        continue
-                    with tar.extractfile(member) as source, (temporary / name).open("xb") as file:
-                        shutil.copyfileobj(source, file, CHUNK)
-                    if progress:
-                        progress(f"unpacking {archive.name}", packed.tell(), size)
-            while plain.read(CHUNK):  # up to the checksum at the very end
-                pass
-        if not any(temporary.iterdir()):
-            raise tarfile.TarError(f"no {suffix} file in it")
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileExistsError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        archive.unlink()
-        raise UserError(
-            f"{archive} is damaged or not what it should be ({error}) and was deleted; run the same "
-            "command again to fetch it again"
-        ) from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    os.replace(temporary, folder)
-    return folder

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from .download import download
-from .llama_config import read_json
+from .text import read_json, short
 
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never a pickle
-MAX_INDEX = 2**23  # bytes of an index, or of a file's header; LLaMA 3.1 405B's header has 2**20
+MAX_INDEX = 2**23  # bytes of an index; LLaMA 3.1 405B's has about 2**17
 
 
 def find_base(base: str | Path) -> Path:
@@ -40,7 +40,7 @@ def find_base(base: str | Path) -> Path:
         pass  # not in the cache, or an incomplete download
     try:
         with contextlib.suppress(errors.OfflineModeIsEnabled):
-            _fetch_weights(base)
+            wanted["revision"] = _fetch_weights(base)  # one commit, whatever is pushed meanwhile
         return complete_snapshot(Path(snapshot_download(base, **wanted)))  # offline: whatever is in the cache
     except errors.GatedRepoError:
         remedy = f"accept its licence at https://huggingface.co/{base}, then set HF_TOKEN"
@@ -55,8 +55,8 @@ def find_base(base: str | Path) -> Path:
     raise UserError(f"{base} is not in the Hugging Face cache and could not be downloaded: {remedy}")
 
 
-def _fetch_weights(base: str) -> None:
-    """Download the weight files of a hub id to where huggingface_hub's cache has them.
+def _fetch_weights(base: str) -> str:
+    """Download the weight files of a hub id to where huggingface_hub's cache has them. Returns the commit.
 
     huggingface_hub itself drops what an interrupted run has fetched of a file (2.4: each run has temporary
     files of its own). Of weights that is gigabytes, so `download` fetches them. It raises as
@@ -84,7 +84,8 @@ def _fetch_weights(base: str) -> None:
         bar = tqdm(desc=file.rfilename, total=file.lfs.size, unit="B", unit_scale=True)
         progress = lambda _, done, __, bar=bar: bar.update(done - bar.n)
         with WeakFileLock(lock), bar:
-            download(url, blob, progress, headers=build_hf_headers())
+            download(url, blob, progress, sha256=file.lfs.sha256, headers=build_hf_headers())
+    return commit
 
 
 def complete_snapshot(folder: Path) -> Path:
@@ -103,12 +104,12 @@ def shard_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if not index.is_file():
         raise UserError(f"{folder} has no model.safetensors; pickled weights (.bin, .pth) are not opened")
-    names = read_json(index, max_bytes=MAX_INDEX).get("weight_map")
+    names = read_json(index, MAX_INDEX, "download it again").get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise UserError(f"{index} has no weight_map of tensors to files; download it again")
     files = {path.name: path for path in folder.iterdir() if path.is_file()}
     names = sorted(set(names.values()))
     for name in names:
         if name not in files:
-            raise UserError(f"{index} names {name[:100]!r}, no file of that folder; download it again")
+            raise UserError(f"{index} names {short(name)!r}, no file of that folder; download it again")
     return [files[name] for name in names]

@@ -6,11 +6,11 @@ something else is refused by the name of its field: biases, another activation, 
 another quantisation.
 """
 
-import json
 from pathlib import Path
 from reprlib import repr as short  # a value of any size or kind in a few words, on one line
 
 from ..errors import UserError
+from .text import read_json
 
 MAX_SIZE = 2**20  # of anything in a tensor's shape; the product of any three still fits in 63 bits
 MAX_LAYERS = 1000  # each is a few Python objects; LLaMA 3.1 405B has 126
@@ -30,7 +30,7 @@ def read_llama_config(path: Path) -> dict:
 
     Raises UserError, which names the field, for a model that is not a Llama and for values out of range.
     """
-    c = read_json(path, max_bytes=2**20)
+    c = read_json(path, 2**20, "give the folder of a Hugging Face Llama checkpoint")
     try:
         _check_kind(c)
         n_heads = _integer(c, "num_attention_heads")
@@ -60,23 +60,6 @@ def read_llama_config(path: Path) -> dict:
         }
     except ValueError as error:
         raise UserError(f"{path}: {error}; give the folder of a published Llama checkpoint") from None
-
-
-def read_json(path: Path, max_bytes: int) -> dict:
-    """The object in a JSON file. Raises UserError for any other content, and for a file over max_bytes."""
-    try:
-        if not path.is_file():  # a pipe is refused too: reading it could block for ever
-            raise UserError(f"{path} is missing: give the folder of a Hugging Face Llama checkpoint")
-        if path.stat().st_size > max_bytes:
-            raise UserError(
-                f"{path} has more than {max_bytes} bytes, too many for a Llama; download it again"
-            )
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds {short(value)}, not a JSON object; download it again")
-    return value
 
 
 def _check_kind(c: dict) -> None:

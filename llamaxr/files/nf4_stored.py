@@ -5,11 +5,12 @@ NAME.absmax, NAME.quant_map and so on. bitsandbytes' kernels trust their sizes a
 tensor that is too short. So all sizes are checked here, by the file's header, before any tensor is read.
 """
 
-import json
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from .text import parse_json
 
 BLOCK_SIZE = 64  # weights per absmax: bitsandbytes' default, and that of all published checkpoints
 NESTED_BLOCK_SIZE = 256  # absmaxes per scale, with double quantisation
@@ -56,8 +57,8 @@ def check_stored(
 
 def _check_facts(raw: Tensor, shape: tuple[int, int], nested: bool) -> None:
     try:
-        facts = json.loads(bytes(raw.flatten().tolist()))
-    except (ValueError, RecursionError):
+        facts = parse_json(bytes(raw.flatten().tolist()))
+    except ValueError:
         raise ValueError(f"its {FACTS} is no JSON") from None
     expected = {"quant_type": "nf4", "blocksize": BLOCK_SIZE, "shape": list(shape)}
     expected |= {"nested_blocksize": NESTED_BLOCK_SIZE} if nested else {}

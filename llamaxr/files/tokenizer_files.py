@@ -6,6 +6,7 @@ kinds are refused with a UserError that names the file. byte_level.py reads the 
 
 import base64
 import json
+import os
 import re
 from collections.abc import Collection
 from itertools import chain
@@ -15,8 +16,9 @@ from sentencepiece import SentencePieceProcessor
 
 from ..errors import UserError
 from .byte_level import DAMAGE
+from .text import read_bytes, read_json
 
-MAX_BYTES = 256 << 20  # of a tokenizer file; Llama 3's tokenizer.json has 17 MB
+MAX_BYTES = 2**25  # of a tokenizer file; Llama 3's tokenizer.json has 17 MB
 LLAMA3_PIECES = 128_000  # lines of its file; in Meta's code the 256 control tokens follow
 LLAMA3_LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,7})\r?\n?")
 
@@ -32,7 +34,7 @@ def find_tokenizer(folder: Path) -> tuple[str, Path, dict | bytes]:
     if spec is not None and not _has_sentencepiece_rules(spec):
         return "byte-level", spec_path, spec
     if model_path.is_file():
-        data = _read(model_path)
+        data = read_bytes(model_path, MAX_BYTES, "download it again")
         if LLAMA3_LINE.match(data):
             return "llama3", model_path, data
         if data.startswith(b"\n"):  # protobuf's tag of field 1, the pieces
@@ -124,15 +126,4 @@ def _has_sentencepiece_rules(spec: dict) -> bool:
 
 def _read_json(path: Path) -> dict | None:
     """The object in a JSON file; None where there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(_read(path).decode("utf-8")) | {}  # TypeError unless it is an object
-    except DAMAGE as error:
-        raise UserError(f"{path} is damaged ({error!r}); download it again") from None
-
-
-def _read(path: Path) -> bytes:
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path} has over {MAX_BYTES >> 20} MiB, too much for a tokenizer; download it again")
-    return path.read_bytes()
+    return read_json(path, MAX_BYTES, "download it again") if os.path.lexists(path) else None

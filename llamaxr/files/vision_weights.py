@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
 from .download import Progress, download
 from .pickled import read_pickled
+from .tensors import check_finite, read_tensors
 
-nan = float("nan")
+nan, NO_LABEL = float("nan"), ("op_threshs",)  # NaN: no label in training, so nothing is known
 XRV = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
 XRV_FILE = "{}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
 # From torchxrayvision.models.model_urls: the training data, as in the file names, and the operating points in
@@ -98,20 +100,19 @@ def read_weights(path: Path, cache: Path | None = None) -> StoredWeights:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if path.suffix == ".safetensors":
-        try:
-            return StoredWeights(*_read_safetensors(path), digest)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({str(error)[:200]}); fetch it again") from None
+        return StoredWeights(*read_tensors(path, may_hold_nan=NO_LABEL), digest)
     op_threshs = OP_THRESHS.get(path.name)  # not in the file: torchxrayvision has them by file name
     if op_threshs:
         digest = hashlib.sha256(f"{digest} {op_threshs}".encode()).hexdigest()
     converted = cache / f"vision-{digest[:32]}.safetensors" if cache else None
     if converted and converted.is_file():
         try:
-            return StoredWeights(*_read_safetensors(converted), digest)
-        except (SafetensorError, OSError):
+            return StoredWeights(*read_tensors(converted, may_hold_nan=NO_LABEL), digest)
+        except UserError:
             pass  # damaged: converted again below
     tensors = {_current_name(name): tensor for name, tensor in read_pickled(path).items()}
+    for tensor_name, tensor in tensors.items():
+        check_finite(path, tensor_name, tensor)
     if op_threshs:
         tensors["op_threshs"] = torch.tensor(op_threshs)
     if converted:
@@ -127,21 +128,19 @@ def trained_on(vision: str) -> tuple[str, ...]:
     return TRAINED_ON.get(Path(KNOWN.get(vision, vision)).name, ())
 
 
-def known_file(name: str, cache: Path, progress: Progress | None = None) -> Path:
-    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. Raises UserError where
-    the download fails, or the file does not have the hash in its name (torchvision's)."""
+def known_file(
+    name: str,
+    cache: Path,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. tell: see `download`.
+    Raises UserError where the download fails, or the file does not have the hash in its name (torchvision's).
+    """
     url = KNOWN[name]
     path = cache / "weights" / url.rpartition("/")[2]
-    download(url, path, progress)
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision: the first digits of its SHA-256
-    if named:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(named[1]):
-            raise UserError(
-                f"{path} is not the file with the hash in its name; delete it, then run the command again"
-            )
-    return path
+    return download(url, path, progress, sha256=named[1] if named else "", tell=tell)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> None:
@@ -159,11 +158,6 @@ def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict | None =
         raise UserError(f"{path} could not be written ({error}); free some space") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _current_name(name: str) -> str:

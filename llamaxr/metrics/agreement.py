@@ -9,12 +9,26 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .bootstrap import bootstrap
+from .bootstrap import interval, sample
 from .findings import FINDINGS, NO_FINDING
 
+# What must not be missed or invented; and the classes that CheXpert's users report (Irvin et al. 2019), by
+# the names of findings.py: its lung lesion is a nodule, its support devices are a device.
+GROUPS = {
+    "critical": ("pneumothorax", "consolidation", "edema", "nodule", "effusion", "fracture"),
+    "chexpert_5": ("atelectasis", "cardiomegaly", "consolidation", "edema", "effusion"),
+    "chexpert_14": (
+        NO_FINDING, "enlarged cardiomediastinum", "cardiomegaly", "lung opacity", "nodule", "edema",
+        "consolidation", "pneumonia", "atelectasis", "pneumothorax", "effusion", "pleural other", "fracture",
+        "device"),
+}  # fmt: skip
 OUTCOMES = RIGHT, WRONG_SIDE, MISSED, INVENTED = ("right", "wrong side", "missed", "invented")
 RATES = ("precision", "recall", "f1")
 COLUMNS = (*(outcome.replace(" ", "_") for outcome in OUTCOMES), *RATES)  # of a class
+MEANS = tuple(f"{mean}_{rate}" for mean in ("micro", "macro", "example") for rate in RATES)
+GROUP_MEANS = tuple(f"{group}_{mean}" for group in GROUPS for mean in MEANS[:6])
+SIDES = ("sides_right", "sides_named")
+SAME_SIDE = 1 + len(OUTCOMES)  # a tally's code of what is right and names the true side
 # Findings of a study: their names, or a mapping of the names to their sides.
 Findings = Collection[str] | Mapping[str, frozenset[str]]
 
@@ -23,17 +37,29 @@ def outcomes(truth: Findings, predicted: Findings, classes: Sequence[str] = FIND
     """One study: class -> one of OUTCOMES, for the classes that are true or predicted.
 
     A class is on the wrong side if both name a side and the sides differ. NO_FINDING, if it is among the
-    classes, is true or predicted where there is no finding at all; OTHER counts as a finding.
+    classes, is true or predicted where `is_normal`.
     """
     result = {}
     for name in classes:
-        is_true, is_predicted = (not f if name == NO_FINDING else name in f for f in (truth, predicted))
+        is_true, is_predicted = (
+            is_normal(f) if name == NO_FINDING else name in f for f in (truth, predicted)
+        )
         if is_true and is_predicted:
-            sides, others = (f.get(name) if isinstance(f, Mapping) else None for f in (truth, predicted))
-            result[name] = WRONG_SIDE if sides and others and sides != others else RIGHT
+            result[name] = WRONG_SIDE if len({*_sides(name, truth, predicted)}) == 2 else RIGHT
         elif is_true or is_predicted:
             result[name] = MISSED if is_true else INVENTED
     return result
+
+
+def is_normal(findings: Findings) -> bool:
+    """Whether there is no finding at all (OTHER counts as one), or a labeller says NO_FINDING itself."""
+    return not findings or NO_FINDING in findings
+
+
+def _sides(name: str, *of: Findings) -> list[frozenset[str]]:
+    """The sides of a finding in each, if each names one."""
+    sides = [findings.get(name) if isinstance(findings, Mapping) else None for findings in of]
+    return sides if all(sides) else []
 
 
 def score(
@@ -42,12 +68,17 @@ def score(
     """Precision, recall and F1 of predicted findings, study by study in the same order.
 
     Returns, with x each of precision, recall, f1: micro_x (all decisions pooled), macro_x (the mean over
-    classes), example_x (the mean over studies); intervals: name -> [low, high] of each of these; and
-    per_class: name -> the counts right, wrong_side, missed and invented, the three x, and the intervals of
-    all seven. A finding on the wrong side counts as found. per_class has a row of NO_FINDING, which the means
-    leave out unless it is among the classes: a system that writes only normal reports has precision 0.
+    classes), example_x (the mean over studies); the micro and macro means of each of GROUPS; sides_right, the
+    share of sides that are right among sides_named, the findings of which both name a side; intervals: name
+    -> [low, high] of each of these; and per_class: name -> the counts right, wrong_side, missed and invented,
+    the three x, and the intervals of all seven. A finding on the wrong side counts as found. per_class has a
+    row of NO_FINDING, which the means leave out unless it is among the classes: a system that writes only
+    normal reports has precision 0.
 
-    0/0 is 0. macro_x leaves out classes, and example_x studies, in which nothing is true or predicted.
+    Undefined is None: precision where nothing is predicted, recall and F1 where nothing is true. Within
+    macro_x and example_x, 0/0 is 0, as in scikit-learn; macro_x leaves out classes, and example_x studies, in
+    which nothing is true or predicted.
+
     ValueError for lists of unequal length.
     """
     if len(truths) != len(predictions):
@@ -57,53 +88,85 @@ def score(
 
 def tally(truths: Iterable[Findings], predictions: Iterable[Findings], classes: Sequence[str]) -> np.ndarray:
     """The outcome of each class in each study, (n, classes) of one byte: 0 where the class is neither true
-    nor predicted, else 1 + its index in OUTCOMES. NO_FINDING is the last column if not among the classes."""
+    nor predicted, else 1 + its index in OUTCOMES or SAME_SIDE. NO_FINDING is the last column if not among the
+    classes."""
     names = _with_no_finding(classes)
     columns, codes = {name: i for i, name in enumerate(names)}, bytearray()
     for pair in zip(truths, predictions, strict=True):
         study = bytearray(len(names))
         for name, outcome in outcomes(*pair, names).items():
-            study[columns[name]] = 1 + OUTCOMES.index(outcome)
+            same_side = outcome == RIGHT and _sides(name, *pair)
+            study[columns[name]] = SAME_SIDE if same_side else 1 + OUTCOMES.index(outcome)
         codes += study
     return np.frombuffer(codes, np.uint8).reshape(-1, len(names))
 
 
 def pooled(codes: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """A tally -> how many classes of each study are right, on the wrong side, missed, invented: (n, 4)."""
-    return np.stack([(codes[:, : len(classes)] == 1 + i).sum(1) for i in range(len(OUTCOMES))], axis=1)
+    codes = codes[:, : len(classes)]
+    codes = np.where(codes == SAME_SIDE, 1 + OUTCOMES.index(RIGHT), codes)
+    return np.stack([(codes == 1 + i).sum(1) for i in range(len(OUTCOMES))], axis=1)
 
 
 def score_tally(codes: np.ndarray, classes: Sequence[str], n_resamples: int = 1000) -> dict:
     """`score` from a tally, or from some of its rows."""
+    names, samples = sample_tally(codes, classes, n_resamples)
+    return named(names, samples, classes)
+
+
+def named(names: Sequence[str], samples: np.ndarray, classes: Sequence[str]) -> dict:
+    """`score`'s dictionary, from `sample_tally`."""
+    lines = interval(samples)
+    lines = [[None if np.isnan(x) else x for x in line] for line in lines.tolist()]
+    n, per_class = len(names), {}
+    for i, name in enumerate(_with_no_finding(classes)):
+        per_class[name] = _named(COLUMNS, lines[n + len(COLUMNS) * i :])
+    return {**_named(names, lines), "per_class": per_class}
+
+
+def sample_tally(
+    codes: np.ndarray, classes: Sequence[str], n_resamples: int = 1000
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of the scores, and bootstrap.sample's rows (1 + n_resamples, m) of them and, after them, of
+    the COLUMNS of each class."""
     names, n = _with_no_finding(classes), len(codes)
-    counts = (codes[..., None] == np.arange(1, 1 + len(OUTCOMES))).view(np.uint8)  # (study, class, outcome)
+    counts = (codes[..., None] == np.arange(1, 1 + SAME_SIDE)).view(np.uint8)  # (study, class, code)
 
-    def rates(sums: np.ndarray) -> np.ndarray:
-        """Sums of counts (r, k) -> micro and macro means, then the outcomes and rates of each class."""
-        by_class = sums.reshape(len(sums), len(names), len(OUTCOMES))
+    def scores(sums: np.ndarray) -> np.ndarray:
+        """Sums of counts (r, k) -> the scores of all classes, of each group, of sides, of each class."""
+        by_code = sums.reshape(len(sums), len(names), SAME_SIDE)
+        by_class = by_code[..., : len(OUTCOMES)].copy()  # (r, class, 4)
+        by_class[..., 0] += by_code[..., -1]
         each = _rates(by_class)  # (r, class, 3)
-        occurs = by_class[:, : len(classes)].any(2)[..., None]  # (r, class, 1)
-        macro = _ratio((each[:, : len(classes)] * occurs).sum(1), occurs.sum(1))
-        micro = _rates(by_class[:, : len(classes)].sum(1))
+        of = [[names.index(name) for name in group if name in names] for group in GROUPS.values()]
+        means = [_means(by_class[:, c], each[:, c]) for c in (list(range(len(classes))), *of)]
+        same, other = by_code[:, : len(classes), -1].sum(1), by_class[:, : len(classes), 1].sum(1)
+        sides = np.stack([_ratio(same, same + other), same + other], axis=1)
         columns = np.concatenate([by_class, each], axis=2)  # (r, class, 7)
-        return np.hstack([micro, macro, columns.reshape(len(sums), -1)])  # (r, 6 + 7 classes)
+        return np.hstack([*means, sides, columns.reshape(len(sums), -1)])
 
-    lines = bootstrap(counts.reshape(n, len(names) * len(OUTCOMES)), rates, n_resamples).tolist()
+    samples = sample(counts.reshape(n, len(names) * SAME_SIDE), scores, n_resamples)
     by_study = pooled(codes, classes)  # (study, outcome)
-    example = np.hstack([_rates(by_study), by_study.any(1, keepdims=True)])
-    lines[6:6] = bootstrap(example, lambda sums: _ratio(sums[:, :3], sums[:, 3:]), n_resamples).tolist()
-    heads = [f"{mean}_{x}" for mean in ("micro", "macro", "example") for x in RATES]
-    class_lines = lines[len(heads) :]
-    per_class = {name: _named(COLUMNS, class_lines[len(COLUMNS) * i :]) for i, name in enumerate(names)}
-    return {**_named(heads, lines), "per_class": per_class}
+    example = np.hstack([np.nan_to_num(_rates(by_study)), by_study.any(1, keepdims=True)])
+    means = sample(example, lambda sums: _ratio(sums[:, :3], sums[:, 3:]), n_resamples)
+    means[0, np.isnan(samples[0, :3])] = np.nan  # undefined where the pooled score is
+    heads = (*MEANS, *GROUP_MEANS, *SIDES)
+    return heads, np.hstack([samples[:, :6], means, samples[:, 6:]])
+
+
+def _means(by_class: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """Outcomes (r, class, 4) and rates (r, class, 3) of some classes -> micro, then macro rates: (r, 6)."""
+    micro, occurs = _rates(by_class.sum(1)), by_class.any(2)[..., None]  # (r, 3), (r, class, 1)
+    macro = _ratio((np.nan_to_num(each) * occurs).sum(1), occurs.sum(1))
+    return np.hstack([micro, np.where(np.isnan(micro), np.nan, macro)])
 
 
 def _named(heads: Sequence[str], lines: list[list[float]]) -> dict:
     """The first lines (value, low, high) by name: head -> value, intervals: head -> [low, high]."""
-    named = dict(zip(heads, lines, strict=False))
+    pairs = dict(zip(heads, lines, strict=False))
     return {
-        **{head: value for head, (value, _, _) in named.items()},
-        "intervals": {head: interval for head, (_, *interval) in named.items()},
+        **{head: value for head, (value, _, _) in pairs.items()},
+        "intervals": {head: ends for head, (_, *ends) in pairs.items()},
     }
 
 
@@ -112,10 +175,11 @@ def _with_no_finding(classes: Sequence[str]) -> list[str]:
 
 
 def _rates(counts: np.ndarray) -> np.ndarray:
-    """Precision, recall and F1 (..., 3) of outcomes (..., 4)."""
+    """Precision, recall and F1 (..., 3) of outcomes (..., 4); NaN where they are undefined."""
     tp, fn, fp = counts[..., 0] + counts[..., 1], counts[..., 2], counts[..., 3]
-    return np.stack([_ratio(tp, tp + fp), _ratio(tp, tp + fn), _ratio(2 * tp, 2 * tp + fn + fp)], axis=-1)
+    f1 = np.where(tp + fn > 0, _ratio(2 * tp, 2 * tp + fn + fp), np.nan)
+    return np.stack([_ratio(tp, tp + fp), _ratio(tp, tp + fn), f1], axis=-1)
 
 
 def _ratio(part: np.ndarray, total: np.ndarray) -> np.ndarray:
-    return np.divide(part, total, out=np.zeros(np.broadcast(part, total).shape), where=total != 0)
+    return np.divide(part, total, out=np.full(np.broadcast(part, total).shape, np.nan), where=total != 0)

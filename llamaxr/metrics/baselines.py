@@ -1,17 +1,18 @@
 """The floors: reports written without seeing the image, which a system must beat.
 
 One report for all studies, the best that a search finds on training and validation reports; a random training
-report for each study; the report of the training study with the most similar image; and, for the model
-itself, the images of another patient.
+report for each study; the report of the training study with the most similar image; for the model itself, the
+images of another patient; and, for a system that writes outlines, its outlines told without a language model.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
+from .findings import find, locate
 from .overlap import ReferenceBatch, stems, tokenize
 
 Report = tuple[str, ...]  # its sentences
@@ -75,6 +76,44 @@ def constant_report(
 
     starts = sorted(map(_sentences, candidates), key=value, reverse=True)[:n_starts]
     return " ".join(max(map(anneal, starts), key=value))
+
+
+def template_reports(
+    outlines: Sequence[Mapping[str, frozenset[str]]], train_reports: Sequence[str], constant: str
+) -> list[str]:
+    """Each outline (finding -> sides) told in training sentences: what a language model adds to an outline is
+    what it has beyond these.
+
+    A finding is told by the most frequent training sentence that asserts it alone, on its sides; if there is
+    none, by one made of its name. The rest is the constant report, without the sentences that reports with
+    one of the findings have less than half as often as all reports.
+    """
+    told, n_with = {}, Counter()  # (finding, sides) -> its sentences; finding -> reports
+    kept = {sentence: Counter() for sentence in _sentences(constant)}  # finding -> reports that have it too
+    everywhere = Counter()
+    for report in train_reports:
+        sentences, found = _sentences(report), find(report)
+        n_with.update(found)
+        everywhere.update(kept.keys() & {*sentences})
+        for sentence in kept.keys() & {*sentences}:
+            kept[sentence].update(found)
+        for sentence in sentences:
+            if len(asserted := locate(sentence)) == 1:
+                told.setdefault(*asserted.items(), Counter())[sentence] += 1
+
+    def tell(finding: str, sides: frozenset[str]) -> str:
+        if sentences := told.get((finding, sides)):
+            return sentences.most_common(1)[0][0]
+        return " ".join(["There is", *sorted(sides), finding]) + "."
+
+    def fits(sentence: str, outline: Mapping[str, frozenset[str]]) -> bool:
+        share = everywhere[sentence] / max(len(train_reports), 1)
+        return all(kept[sentence][f] >= share / 2 * n_with[f] for f in outline)
+
+    return [
+        " ".join([*(tell(*pair) for pair in outline.items()), *(s for s in kept if fits(s, outline))])
+        for outline in outlines
+    ]
 
 
 def random_reports(train_reports: Sequence[str], n: int, seed: int) -> list[str]:

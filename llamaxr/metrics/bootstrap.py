@@ -22,26 +22,45 @@ def bootstrap(
 ) -> np.ndarray:
     """Scores with their 95% percentile intervals: (m, 3), each row value, low, high.
 
-    counts: (n, k), a row per study. score: sums (rows, k) -> scores (rows, m), row by row and without NaN. A
-    row of sums is over n studies drawn with replacement, so a mean is `lambda sums: sums / n`. To compare two
-    systems on the same studies, make them columns of one array: then the difference is resampled in pairs.
-    Equal seed and n give equal resamples. Without studies or resamples, low and high are the value.
+    counts: (n, k), a row per study. score: sums (rows, k) -> scores (rows, m), row by row. A row of sums is
+    over n studies drawn with replacement, so a mean is `lambda sums: sums / n`. Without studies or resamples,
+    low and high are the value.
+    """
+    return interval(sample(counts, score, n_resamples, seed))
+
+
+def sample(
+    counts: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """The scores of all studies, then those of each resample: (1 + n_resamples, m).
+
+    Equal seed and n give equal resamples. So two systems on the same studies are compared by
+    `interval(sample(a) - sample(b))`: their difference is resampled in pairs. A score may be NaN, which is
+    undefined. In a resample it counts 0: what few studies decide has a wide interval, not a narrow one.
     """
     counts = np.asarray(counts)
     assert counts.ndim == 2
-    n = len(counts)
     value = score(counts.sum(0, dtype=np.float64, keepdims=True))  # (1, m)
-    if n == 0 or n_resamples == 0:
-        return np.repeat(value, 3, 0).T
-    blocks = [score(_sums(draws, counts)) for draws in resamples(n, n_resamples, seed)]  # each (rows, m)
-    low, high = np.quantile(np.concatenate(blocks), [0.025, 0.975], axis=0)  # each (m,)
-    return np.stack([value[0], low, high], axis=1)
+    blocks = [score(_sums(draws, counts)) for draws in resamples(len(counts), n_resamples, seed)]
+    return np.concatenate([value, *map(np.nan_to_num, blocks)])
+
+
+def interval(samples: np.ndarray) -> np.ndarray:
+    """`sample`'s rows -> (m, 3), each row value, low, high; NaN where the value is undefined."""
+    value, drawn = samples[0], samples[1:] if len(samples) > 1 else samples
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)  # each (m,)
+    result = np.stack([value, low, high], axis=1)
+    result[np.isnan(value)] = np.nan
+    return result
 
 
 def resamples(n: int, n_resamples: int = 1000, seed: int = 0) -> Iterator[np.ndarray]:
     """How often each of n studies is drawn in each resample, in blocks (rows, n) of bounded size."""
-    rng, rows = np.random.default_rng(seed), max(1, BLOCK // n)
-    for start in range(0, n_resamples, rows):
+    rng, rows = np.random.default_rng(seed), max(1, BLOCK // max(n, 1))
+    for start in range(0, n_resamples if n else 0, rows):
         size = (min(rows, n_resamples - start), n)
         # One draw at a time, then counted: a tenth of the time of rng.multinomial(n, [1 / n] * n).
         drawn = rng.integers(n, size=size) + n * np.arange(size[0])[:, None]  # each row counts on its own

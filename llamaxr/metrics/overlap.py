@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from .bootstrap import bootstrap
+from .comparisons import compares
 
 CONVENTION = "LLaMA-XR: NLTK sentence BLEU (smoothing method1), NLTK METEOR, rouge-score ROUGE-L (stemmed)"
 NAMES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l")
@@ -61,15 +62,16 @@ def score(references: Sequence[str], predictions: Sequence[str], wordnet=None) -
 
 
 def texts(reports: Iterable[str]) -> np.ndarray:
-    """A hash of each report, white space normalised, and its number of words: (n, 2), for `variety`."""
-    rows = ((hash(" ".join(report.split())), len(tokenize(report))) for report in reports)
-    return np.array(list(rows), np.int64).reshape(-1, 2)
+    """A hash of each report, white space normalised, its number of words, and whether it compares with an
+    earlier study (comparisons.py): (n, 3), for `variety`."""
+    rows = ((hash(" ".join(r.split())), len(tokenize(r)), compares(r)) for r in reports)
+    return np.array(list(rows), np.int64).reshape(-1, 3)
 
 
 def variety(own: np.ndarray, train: np.ndarray, n_resamples: int = 1000) -> dict[str, list[float]]:
     """How varied the reports are. own, train: `texts` of them and of the training reports. Returns, each as
-    [value, low, high]: distinct (number), distinct_share (of the studies), mean_words, and verbatim_in_train
-    (the share that is word for word a training report).
+    [value, low, high]: distinct (number), distinct_share (of the studies), mean_words, comparisons (the share
+    that compares with an earlier study), and verbatim_in_train (the share that is a training report).
 
     A resample draws some studies twice, so it always has fewer distinct reports, and no bootstrap can give
     their interval. The jackknife can (Heltshe and Forrester 1983): leaving out a study loses a distinct
@@ -80,12 +82,13 @@ def variety(own: np.ndarray, train: np.ndarray, n_resamples: int = 1000) -> dict
     error = 1.96 * np.sqrt(unique * (1 - unique / n))
     low, high = max(len(counts) - error, min(len(own), 1)), min(len(counts) + error, n)
     distinct = np.array([len(counts), low, high])
-    means = np.stack([own[:, 1], np.isin(own[:, 0], train[:, 0])], axis=1)
-    words, verbatim = bootstrap(means, lambda sums: sums / n, n_resamples).tolist()
+    means = np.hstack([own[:, 1:], np.isin(own[:, :1], train[:, 0])])
+    words, comparisons, verbatim = bootstrap(means, lambda sums: sums / n, n_resamples).tolist()
     return {
         "distinct": distinct.tolist(),
         "distinct_share": (distinct / n).tolist(),
         "mean_words": words,
+        "comparisons": comparisons,
         "verbatim_in_train": verbatim,
     }
 

@@ -1,37 +1,55 @@
 """The table of scores: a system's reports beside floors that never see the image, for groups of studies.
 
 In: each study's true report and findings; the reports that a system wrote; training reports for the floors.
-Out: for each group of studies and each system, every score with its 95% interval, and a few sentences.
+Out: for each group of studies and each system, every score with its 95% interval, and its difference from the
+system under test, paired by study. What is undefined is None.
 
-The systems: `system`, the one under test; `swapped`, its reports given to other studies; `constant`, one
-report for all; `random`, training reports drawn at random; `nearest`, the report of the training study with
-the most similar image; `outline`, the findings that the system's own outlines name (data/outline.py), scored
-as findings only.
+The systems: `system`, the one under test; `against`, another one; `swapped`, the system's reports given to
+other studies; `constant`, one report for all; `random`, training reports drawn at random; `nearest`, the
+report of the training study with the most similar image. For a system that writes outlines
+(data/outline.py): `template`, the outlines told in training sentences, without a language model; `outline`,
+the findings that they name, scored as findings only.
 
 Swapping reports is the same as swapping images: a system that reads nothing but the images writes, for study
 i with the images of study j, what it wrote for study j. So this test generates nothing and works for any
-system. It is done in several seeded orders; the table has the mean over them, the lowest and the highest.
+system. It is done in several seeded orders; the table has the mean over them, the lowest and the highest, and
+its differences are those of the first.
+
+Findings are found by findings.py, or by anyone's labeller: a report that it has no labels for has none, and
+then its system has no scores of findings. `extra` are anyone's scores of a study.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from . import agreement, baselines, coco, meteor15, overlap
-from .bootstrap import bootstrap
-from .findings import FINDINGS, locate
+from .bootstrap import interval, sample
+from .findings import FINDINGS, OTHER, locate
 
 N_SWAPS = 5
 MAX_SWAPPED = 20_000  # studies; with more, this many are drawn: a proportion's standard error is below 0.004
 SYSTEM, SWAPPED, CONSTANT, RANDOM, NEAREST = "system", "swapped", "constant", "random", "nearest"
-OUTLINE = "outline"
+AGAINST, TEMPLATE, OUTLINE = "against", "template", "outline"
 BLOCKS = {
     "llama_xr": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"),
     "coco": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "meteor"),
-    "findings": tuple(f"{mean}_{rate}" for mean in ("micro", "macro", "example") for rate in agreement.RATES),
-    "reports": ("distinct", "distinct_share", "mean_words", "verbatim_in_train"),
+    "findings": (*agreement.MEANS, *agreement.SIDES),
+    "classes": agreement.GROUP_MEANS,
+    "reports": ("distinct", "distinct_share", "mean_words", "comparisons", "verbatim_in_train"),
 }
+EXTRA = "extra"  # a block too, whose scores the user names
+Samples = dict[str, tuple[Sequence[str], np.ndarray]]  # block -> names of scores, bootstrap.sample of them
+Findings = Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A score of a report beside its reference, from anywhere. less_is_better: it counts errors."""
+
+    scores: Mapping[tuple[str, str], float]  # (reference, report) -> score
+    less_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,15 +58,19 @@ class Evaluation:
 
     findings: the true findings of each study with their sides. classes: the findings that are scored.
     train_reports: may be empty, then there are no floors. outlines: the findings that each outline names,
-    for a system that writes outlines.
+    for a system that writes outlines. against: another system's reports. label: report -> its findings, or
+    None if it has no labels. extra: name -> anyone's score.
     """
 
     references: Sequence[str]
     predictions: Sequence[str]
-    findings: Sequence[Mapping[str, frozenset[str]]]
+    findings: Sequence[Findings]
     classes: Sequence[str]
     train_reports: Sequence[str]
-    outlines: Sequence[Mapping[str, frozenset[str]]] | None = None
+    outlines: Sequence[Findings] | None = None
+    against: Sequence[str] | None = None
+    label: Callable[[str], Findings | None] = locate
+    extra: Mapping[str, Extra] = field(default_factory=dict)
 
 
 def all_systems(
@@ -60,7 +82,7 @@ def all_systems(
     val_reports may be empty: then the constant report is chosen on training reports alone.
     """
     n, rng = len(evaluation.references), np.random.default_rng(seed)
-    systems = {SYSTEM: evaluation.predictions, SWAPPED: []}
+    systems = {SYSTEM: evaluation.predictions, AGAINST: evaluation.against, SWAPPED: [], NEAREST: nearest}
     drawn = rng.permutation(n)[:MAX_SWAPPED].tolist() if n > MAX_SWAPPED else range(n)
     for i in range(N_SWAPS if n > 1 else 0):
         swapped: list[str | None] = [None] * n
@@ -69,24 +91,30 @@ def all_systems(
         systems[SWAPPED].append(swapped)
     if evaluation.train_reports:
         train = evaluation.train_reports
-        systems[CONSTANT] = [baselines.constant_report(train, val_reports, seed=seed)] * n
+        constant = baselines.constant_report(train, val_reports, seed=seed)
+        systems[CONSTANT] = [constant] * n
+        if evaluation.outlines is not None:
+            systems[TEMPLATE] = baselines.template_reports(evaluation.outlines, train, constant)
         systems[RANDOM] = baselines.random_reports(train, n, seed)
-    if nearest is not None:
-        systems[NEAREST] = nearest
     return {name: reports for name, reports in systems.items() if reports}
 
 
 def groups(evaluation: Evaluation) -> dict[str, list[int]]:
     """The studies of each group: all; those without and with findings; those whose text is not in train."""
     train_texts, studies = set(evaluation.train_reports), range(len(evaluation.references))
+    normal = [agreement.is_normal(findings) for findings in evaluation.findings]
     parts = {
         "all": list(studies),
-        "normal": [i for i in studies if not evaluation.findings[i]],
-        "abnormal": [i for i in studies if evaluation.findings[i]],
+        "normal": [i for i in studies if normal[i]],
+        "abnormal": [i for i in studies if not normal[i]],
     }
     if train_texts:
         parts["text not in train"] = [i for i in studies if evaluation.references[i] not in train_texts]
     return {name: rows for name, rows in parts.items() if rows}
+
+
+class NoLabels(Exception):
+    """A report is not among those that a labeller has labelled."""
 
 
 class Scorer:
@@ -117,169 +145,160 @@ class Scorer:
         )  # fmt: skip
         cleaned = [self.clean(text) for text in predictions]
         meteor = meteor15.statistics(self.java, cleaned_references, cleaned) if self.java else None
-        classes = self.evaluation.classes
-        predicted = ({f: sides for f, sides in locate(r).items() if f in classes} for r in predictions)
+        pairs = list(zip(references, predictions, strict=True))
+        extra = {
+            name: [extra.scores[pair] for pair in pairs]
+            for name, extra in self.evaluation.extra.items()
+            if all(pair in extra.scores for pair in pairs)
+        }
         return {
             "studies": studies,
-            "overlap": overlap.statistics(references, predictions, self.wordnet),
+            "llama_xr": overlap.statistics(references, predictions, self.wordnet),
             "coco": coco.statistics(cleaned_references, cleaned, meteor, self.frequency),
-            "outcomes": agreement.tally(findings, predicted, classes),
+            "outcomes": self.outcomes(findings, map(self.evaluation.label, predictions)),
+            EXTRA: (tuple(extra), np.array([*extra.values()]).reshape(len(extra), len(pairs)).T),
             "texts": overlap.texts(predictions),
         }
 
-    def scores(self, measured: dict, group: list[int], n_resamples: int = 1000) -> dict:
-        """Block -> score -> [value, low, high] over the measured studies of a group, and the findings class
-        by class."""
-        rows, blocks = np.flatnonzero(np.isin(measured["studies"], group)), {}
-        for block, key, function in (("llama_xr", "overlap", overlap), ("coco", "coco", coco)):
-            names, counts = measured[key]
-            values = bootstrap(counts[rows], function.scores, n_resamples).tolist()
-            blocks[block] = dict(zip(names, values, strict=True))
-        findings = self.findings(measured["outcomes"][rows], n_resamples)
-        blocks["reports"] = overlap.variety(measured["texts"][rows], self.train_texts, n_resamples)
-        if not self.evaluation.train_reports:
-            del blocks["reports"]["verbatim_in_train"]
-        return {**blocks, **findings}
+    def outcomes(self, truths: Sequence[Findings], found: Iterable[Findings | None]) -> np.ndarray | None:
+        """agreement.tally of the classes that are scored; None if a report has no labels."""
+        try:
+            return agreement.tally(truths, map(self.scored, found), self.evaluation.classes)
+        except NoLabels:
+            return None
 
-    def findings(self, outcomes: np.ndarray, n_resamples: int = 1000) -> dict:
-        """The findings block of some studies (rows of agreement.tally), and the findings class by class."""
-        scored = agreement.score_tally(outcomes, self.evaluation.classes, n_resamples)
-        block = {name: [scored[name], *scored["intervals"][name]] for name in BLOCKS["findings"]}
-        return {"findings": block, "per_class": scored["per_class"]}
+    def scored(self, findings: Findings | None) -> Findings:
+        """Without findings.py's findings that are not among the classes."""
+        if findings is None:
+            raise NoLabels
+        unscored = {*FINDINGS, OTHER} - {*self.evaluation.classes}
+        return {name: sides for name, sides in findings.items() if name not in unscored}
+
+    def samples(self, measured: dict, rows: np.ndarray, n_resamples: int = 1000) -> Samples:
+        """The resampled scores of some of the measured studies; a last block has those of each class."""
+        blocks = {}
+        for block, function in (("llama_xr", overlap), ("coco", coco)):
+            if block in measured:
+                names, counts = measured[block]
+                blocks[block] = names, sample(counts[rows], function.scores, n_resamples)
+        if measured["outcomes"] is not None:
+            names, samples = agreement.sample_tally(
+                measured["outcomes"][rows], self.evaluation.classes, n_resamples
+            )
+            of = {name: i for i, name in enumerate(names)}
+            for block in ("findings", "classes"):
+                columns = [of[name] for name in BLOCKS[block]]
+                blocks[block] = BLOCKS[block], samples[:, columns]
+            blocks["per_class"] = names, samples
+        if EXTRA in measured and measured[EXTRA][0]:
+            names, scores = measured[EXTRA]
+            blocks[EXTRA] = names, sample(scores[rows], lambda sums: sums / len(rows), n_resamples)
+        return blocks
+
+    def scores(self, measured: dict, group: Sequence[int], n_resamples: int = 1000) -> tuple[dict, Samples]:
+        """Block -> score -> [value, low, high] over the measured studies of a group, and the findings class
+        by class; and the samples that they come from."""
+        rows = np.flatnonzero(np.isin(measured["studies"], group))
+        samples = self.samples(measured, rows, n_resamples)
+        blocks = {block: _triples(*of) for block, of in samples.items() if block != "per_class"}
+        if "per_class" in samples:
+            per_class = agreement.named(*samples["per_class"], self.evaluation.classes)["per_class"]
+            blocks["per_class"] = per_class
+        if "texts" in measured:
+            blocks["reports"] = self.reports(measured["texts"][rows], n_resamples)
+        return blocks, samples
+
+    def reports(self, texts: np.ndarray, n_resamples: int = 1000) -> dict:
+        """The block about the reports themselves, from rows of overlap.texts."""
+        block = overlap.variety(texts, self.train_texts, n_resamples)
+        if not self.evaluation.train_reports:
+            del block["verbatim_in_train"]
+        return block
+
+    def difference(self, own: Samples, other: Samples) -> dict:
+        """Block -> score -> [value, low, high] of the system minus another, paired by study. Where less is
+        better it is the other minus the system: above 0 the system is always ahead."""
+        result = {}
+        for block in (b for b in other if b in own and b != "per_class"):
+            gaps = {}
+            for j, name in enumerate(other[block][0]):
+                if name in own[block][0] and name != agreement.SIDES[1]:
+                    gap = own[block][1][:, own[block][0].index(name)] - other[block][1][:, j]
+                    less = block == EXTRA and self.evaluation.extra[name].less_is_better
+                    gaps[name] = -gap if less else gap
+            result[block] = _triples(tuple(gaps), np.stack([*gaps.values()], axis=1)) if gaps else {}
+        return result
+
+
+def _triples(names: Sequence[str], samples: np.ndarray) -> dict[str, list[float] | None]:
+    """Score -> [value, low, high]; None where it is undefined."""
+    rows = interval(samples).tolist()
+    return {name: None if np.isnan(row[0]) else row for name, row in zip(names, rows, strict=True)}
 
 
 def spread(blocks: list[dict]) -> dict:
     """Scores of several seeded swaps -> [mean, lowest, highest] of each. The `reports` block is left out:
     swapping does not change the reports themselves."""
     result = {}
-    for block, names in BLOCKS.items():
-        if block == "reports":
-            continue
-        values = {name: [b[block][name][0] for b in blocks] for name in names if name in blocks[0][block]}
-        result[block] = {name: [sum(v) / len(v), min(v), max(v)] for name, v in values.items()}
+    for block in (*BLOCKS, EXTRA):
+        of = [b[block] for b in blocks if block in b]  # extra scores may be those of the first order alone
+        if block != "reports" and of:
+            values = {name: [b[name][0] for b in of if b[name] is not None] for name in of[0]}
+            result[block] = {n: [sum(v) / len(v), min(v), max(v)] if v else None for n, v in values.items()}
     return result
 
 
 def evaluate(evaluation: Evaluation, systems: dict, scorer: Scorer) -> dict:
-    """Group -> {"studies": n, "writers": system -> block -> score -> [value, low, high]}."""
-    parts = groups(evaluation)
-    table = {group: {"studies": len(rows), "writers": {}} for group, rows in parts.items()}
-    differences, own = {}, scorer.measure(systems[SYSTEM])
+    """Group -> {"studies": n, "references": the `reports` block of the true reports, "writers": system ->
+    block -> score -> [value, low, high], "differences": system -> block -> score -> the same}."""
+    parts, true_texts = groups(evaluation), overlap.texts(evaluation.references)
+    table = {
+        group: {"studies": len(rows), "references": scorer.reports(true_texts[rows]), "writers": {},
+                "differences": {}}
+        for group, rows in parts.items()
+    }  # fmt: skip
+    own, own_samples = scorer.measure(systems[SYSTEM]), {}
+    if evaluation.outlines is not None:
+        outcomes = scorer.outcomes(evaluation.findings, evaluation.outlines)
+        every = np.arange(len(evaluation.references))
+        systems = {**systems, OUTLINE: {"studies": every, "outcomes": outcomes}}
     for name, reports in systems.items():
         scored = {group: [] for group in parts}
         n_resamples = 0 if name == SWAPPED else 1000  # the swaps have their spread instead of an interval
         # About 200 bytes are measured per study. Only two are in memory: the system's and one other's.
-        for predictions in reports if name == SWAPPED else [reports]:
-            measured = own if name == SYSTEM else scorer.measure(predictions)
+        for order, predictions in enumerate(reports if name == SWAPPED else [reports]):
+            measured = {SYSTEM: own, OUTLINE: predictions}.get(name) or scorer.measure(predictions)
             for group, studies in parts.items():
-                if np.isin(measured["studies"], studies).any():
-                    scored[group].append(scorer.scores(measured, studies, n_resamples))
-            if name != SYSTEM and name not in differences:  # the first of the swaps
-                rows = measured["studies"]  # the system's are all studies
-                differences[name] = {
-                    "rouge_l": difference([own["overlap"][1][rows], measured["overlap"][1]]),
-                    "micro_f1": f1_difference(
-                        [own["outcomes"][rows], measured["outcomes"]], evaluation.classes
-                    ),
-                }
+                if not np.isin(measured["studies"], studies).any():
+                    continue  # no study of a small group is among those that were swapped
+                blocks, samples = scorer.scores(measured, studies, n_resamples)
+                scored[group].append(blocks)
+                if name == SYSTEM:
+                    own_samples[group] = samples
+                elif order == 0:
+                    mine = own_samples[group]
+                    rows = np.intersect1d(measured["studies"], studies)  # the system's are all studies
+                    if name == SWAPPED:
+                        samples = scorer.samples(measured, np.searchsorted(measured["studies"], rows))
+                        mine = mine if len(rows) == len(studies) else scorer.samples(own, rows)
+                    table[group]["differences"][name] = scorer.difference(mine, samples)
             del measured  # before the next is made
         for group, blocks in scored.items():
-            if blocks:  # empty if no study of a small group is among those that were swapped
+            if blocks:
                 table[group]["writers"][name] = spread(blocks) if name == SWAPPED else blocks[0]
-    if evaluation.outlines is not None:
-        outcomes = agreement.tally(evaluation.findings, evaluation.outlines, evaluation.classes)
-        for group, rows in parts.items():
-            table[group]["writers"][OUTLINE] = scorer.findings(outcomes[rows])
-    table["all"]["differences"] = differences
     return table
 
 
-def difference(pair: list[np.ndarray]) -> list[float]:
-    """Mean ROUGE-L of one system minus another's on the same studies: [value, low, high], paired."""
-    column = 1 + overlap.NAMES.index("rouge_l")
-    gap = (pair[0][:, column] - pair[1][:, column])[:, None]
-    return bootstrap(gap, lambda sums: sums / len(gap))[0].tolist()
-
-
-def f1_difference(pair: list[np.ndarray], classes: Sequence[str]) -> list[float]:
-    """Micro-F1 of one system minus another's on the same studies: [value, low, high], paired. pair: the
-    agreement.tally of each."""
-    counts = np.hstack([agreement.pooled(codes, classes) for codes in pair])  # (study, 2 x 4 outcomes)
-
-    def gap(sums: np.ndarray) -> np.ndarray:
-        right, wrong_side, fn, fp = np.moveaxis(sums.reshape(-1, 2, 4), 2, 0)
-        tp = right + wrong_side
-        f1 = 2 * tp / np.maximum(2 * tp + fn + fp, 1)  # (r, system)
-        return f1[:, :1] - f1[:, 1:]
-
-    return bootstrap(counts, gap)[0].tolist()
-
-
-def plain_words(table: dict) -> list[str]:
-    """What follows from the table, in sentences: how far the system is ahead of each floor."""
-    lines, gaps = [], table["all"].get("differences", {})
-    for name, floor in (
-        (CONSTANT, "one report written for everybody"),
-        (NEAREST, "the nearest image's report"),
-    ):
-        if name in gaps:
-            value, low, high = gaps[name]["rouge_l"]
-            verdict = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
-            lines.append(f"By ROUGE-L the system {verdict} {floor} ({value:+.3f} [{low:+.3f}, {high:+.3f}]).")
-    if SWAPPED in gaps:
-        value, low, high = gaps[SWAPPED]["micro_f1"]
-        f1 = table["all"]["writers"][SYSTEM]["findings"]["micro_f1"][0]
-        if low <= 0:
-            lines.append(
-                f"Swapping the images costs nothing (findings F1 {f1:.3f}): it does not look at them."
-            )
-        else:
-            lines.append(
-                f"Swapping the images costs {value:.3f} [{low:.3f}, {high:.3f}] of findings F1 {f1:.3f}: "
-                f"that much comes from the image."
-            )
-    return lines
-
-
 def titles(compat: bool = False) -> dict[str, str]:
-    """The title of each of BLOCKS, which names its convention."""
+    """The title of each block, which names its convention."""
     return {
         "llama_xr": overlap.CONVENTION,
         "coco": coco.CONVENTION_COMPAT if compat else coco.CONVENTION,
         "findings": "Findings that reports assert, against the true ones",
+        "classes": "Critical findings, and CheXpert's 5 and 14 classes",
         "reports": "The reports themselves",
+        EXTRA: "Other scores",
     }
-
-
-def as_text(table: dict, compat: bool = False) -> str:
-    """The table for a terminal. Each group has one column per system and one line per score."""
-    title = titles(compat)
-    lines = [f"Value [95% interval]; swapped: mean [lowest, highest] of {N_SWAPS} orders."]
-    for group, part in table.items():
-        lines += [f"\n{group}, {part['studies']} studies", _line("", part["writers"])]
-        for block, names in BLOCKS.items():
-            lines.append(title[block])
-            for name in names:
-                values = [blocks.get(block, {}).get(name) for blocks in part["writers"].values()]
-                if any(values):
-                    digits = 0 if name == "distinct" else 3
-                    lines.append(_line("  " + name.replace("_", "-"), [_cell(v, digits) for v in values]))
-    digits = {head: 3 if head in agreement.RATES else 0 for head in agreement.COLUMNS}
-    lines += ["\nall, the system's findings", _line("", [head.replace("_", " ") for head in digits])]
-    for name, row in table["all"]["writers"][SYSTEM]["per_class"].items():
-        lines.append(_line(name, [_cell([row[h], *row["intervals"][h]], n) for h, n in digits.items()]))
-    return "\n".join([*lines, "", *plain_words(table)])
-
-
-def _line(name: str, cells: Iterable[str]) -> str:
-    return (f"{name:22s}" + "".join(f"{cell:>22s}" for cell in cells)).rstrip()
-
-
-def _cell(value: list[float] | None, digits: int) -> str:
-    """A score with its interval; empty for a score that the system does not have."""
-    if value is None:
-        return ""
-    return "{:.{d}f} [{:.{d}f},{:.{d}f}]".format(*value, d=digits)
 
 
 def true_findings(reference: str, findings: frozenset[str] | None = None) -> dict[str, frozenset[str]]:

@@ -36,8 +36,10 @@ function interval([low, high], digits) {
   return el("small", {}, `${low.toFixed(digits)}–${high.toFixed(digits)}`);
 }
 
-function cell([value, ...ends], digits = 3) {
-  return el("td", {}, value.toFixed(digits), interval(ends, digits));
+function cell(score, digits = 3, lead = null) {
+  if (!score || score[0] === null) return el("td");  // what is undefined is empty
+  const [value, ...ends] = score, paired = lead ? [el("small", { class: "lead" }, lead)] : [];
+  return el("td", {}, value.toFixed(digits), interval(ends, digits), ...paired);
 }
 
 function table(title, heads, rows) {
@@ -47,13 +49,14 @@ function table(title, heads, rows) {
 }
 
 function showTables() {
-  const writers = data.writers[$("group").value];
+  const writers = data.writers[$("group").value], leads = data.leads[$("group").value];
   $("scores").replaceChildren(...Object.entries(data.blocks).map(([block, [title, names]]) => {
-    const shown = names.filter((name) => name in writers.system[block]);
+    const shown = names.filter((name) => Object.values(writers).some((scores) => scores[block]?.[name]));
     // some writers lack a block: an outline has findings only, and swapping leaves the reports as they are
     const scored = Object.entries(writers).filter(([, scores]) => block in scores);
     const rows = scored.map(([writer, scores]) => {
-      const cells = shown.map((name) => cell(scores[block][name], name === "distinct" ? 0 : 3));
+      const digits = (name) => ["distinct", "sides_named"].includes(name) ? 0 : 3;
+      const cells = shown.map((name) => cell(scores[block][name], digits(name), leads[writer]?.[block]?.[name]));
       return el("tr", { class: writer }, el("td", {}, writer), ...cells);
     });
     return table(title, shown.map((name) => name.replaceAll("_", "-")), rows);

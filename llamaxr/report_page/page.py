@@ -33,13 +33,15 @@ from torch import Tensor
 from ..data.study import Study
 from ..errors import UserError
 from ..metrics.agreement import INVENTED, MISSED, OUTCOMES, RIGHT, outcomes
-from ..metrics.findings import ASSERTED, PATHOLOGIES_OF, locate, mentions
-from ..metrics.table import BLOCKS, SYSTEM, Evaluation
+from ..metrics.findings import ASSERTED, PATHOLOGIES_OF, mentions
+from ..metrics.table import SYSTEM, Evaluation
+from ..metrics.verdicts import told
 from ..radiograph import VIEWS, load_radiograph
 from ..vision import PATHOLOGIES, StudyFeatures, Vision
 
 PAGE, SCRIPT = (Path(__file__).with_suffix(suffix) for suffix in (".html", ".js"))
 MAX_STUDIES = 1000  # per page, some 20 MB with their images; from a larger split this many are drawn
+TRUE = "true reports"  # a row of the table about the reports themselves
 JPEG_QUALITY = 80  # some 7 kB for 224 x 224 pixels
 
 
@@ -56,7 +58,7 @@ def write(
     """Write the page.
 
     results: the content of eval.py's results.json. rows: id, reference and generated of each study, in
-    evaluation's order. titles: of table.BLOCKS. views_of(i): `views` of study i; None without images.
+    evaluation's order. titles: table.titles. views_of(i): `views` of study i; None without images.
     seed: of the blind review's order. progress: called after each study.
     """
     digests = [hashlib.sha256(f"{seed} {row['id']}".encode(errors="replace")).digest() for row in rows]
@@ -65,7 +67,8 @@ def write(
     def study(position: int) -> dict:
         i = review_order[position]
         true = evaluation.findings[i]
-        generated = {f: s for f, s in locate(rows[i]["generated"]).items() if f in evaluation.classes}
+        generated = evaluation.label(rows[i]["generated"])
+        generated = {f: s for f, s in generated.items() if f in evaluation.classes}
         outcome_of = outcomes(true, generated, evaluation.classes)
         sides = lambda findings, f: sorted(findings.get(f, ()))
         return {
@@ -87,19 +90,25 @@ def write(
             if progress:
                 progress()
     studies.sort(key=lambda s: s.pop("rank"), reverse=True)  # worst first
-    writers = {
-        name: {w: {b: blocks[b] for b in BLOCKS if b in blocks} for w, blocks in group["writers"].items()}
-        for name, group in results["groups"].items()
-    }
+    of_blocks = lambda systems: {w: {b: s[b] for b in titles if b in s} for w, s in systems.items()}
+    groups, writers, leads = results["groups"], {}, {}
+    for name, group in groups.items():
+        writers[name] = of_blocks(group["writers"] | {TRUE: {"reports": group["references"]}})
+        leads[name] = {
+            w: {b: {score: told(gap) for score, gap in gaps.items()} for b, gaps in blocks.items()}
+            for w, blocks in of_blocks(group["differences"]).items()
+        }
+    blocks = {b: [s for w in writers["all"].values() for s in w.get(b, ())] for b in titles}
     with_heat_map = encode_heat_maps([view["heat"] for s in studies for view in s["views"]])
     data = {
         "settings": results["settings"],
         "in_words": results["in_words"],
         "constant_report": results["constant_report"],
-        "group_sizes": {name: group["studies"] for name, group in results["groups"].items()},
+        "group_sizes": {name: group["studies"] for name, group in groups.items()},
         "writers": writers,
-        "blocks": {b: [titles[b], names] for b, names in BLOCKS.items()},
-        "per_class": results["groups"]["all"]["writers"][SYSTEM]["per_class"],
+        "leads": leads,
+        "blocks": {b: [titles[b], list(dict.fromkeys(names))] for b, names in blocks.items() if names},
+        "per_class": groups["all"]["writers"][SYSTEM]["per_class"],
         "classes": list(evaluation.classes),
         "outcomes": OUTCOMES,
         "with_heat_map": [f for f in evaluation.classes if f in with_heat_map],
@@ -138,11 +147,15 @@ def marked_pieces(report: str, outcome_of: Mapping[str, str], absent: str) -> li
         if m.finding in outcome_of and (m.state == ASSERTED or outcome_of[m.finding] == absent)
     ]  # fmt: skip
     edges = sorted({0, len(report), *(edge for m in marks for edge in (m.start, m.end))})
-    covering = lambda a, b: [m for m in marks if m.start <= a and b <= m.end]
-    return [
-        [report[a:b], [[m.finding, outcome_of[m.finding], m.state] for m in covering(a, b)]]
-        for a, b in pairwise(edges)
-    ]
+    begin: dict[int, list[int]] = {}  # edge -> the marks that begin there
+    for i, mark in enumerate(marks):
+        begin.setdefault(mark.start, []).append(i)
+    pieces, covering = [], []  # one pass: a long report costs what it is long
+    for a, b in pairwise(edges):
+        covering = sorted([i for i in covering if marks[i].end > a] + begin.get(a, []))
+        own = [[marks[i].finding, outcome_of[marks[i].finding], marks[i].state] for i in covering]
+        pieces.append([report[a:b], own])
+    return pieces
 
 
 def views(vision: Vision, study: Study, features: StudyFeatures) -> list[dict]:

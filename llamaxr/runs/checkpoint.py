@@ -6,28 +6,42 @@
       step-000400/                    a checkpoint, complete or not there at all
         adapter_model.safetensors     LoRA, by PEFT's names and shapes, with adapter_config.json
         projector.safetensors
+        training_features.safetensors what the training images are like (unlike.py)
         optimizer.safetensors         AdamW's state, only needed to resume
         state.json                    step, validation loss
 
-A checkpoint is written to a temporary folder and renamed, so a crash leaves the old ones and no partial one.
-A run keeps two: the last, to resume, and the best on validation, to use. The base's weights are never saved.
+A checkpoint appears by a rename and disappears by one, so a crash at any moment leaves whole ones and
+folders that end in .tmp, which nobody reads. A run keeps two: the last, to resume, and the best on
+validation, to use. A reader beside a training (generate.py, eval.py) looks again where a folder has gone.
+The base's weights are never saved.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..errors import UserError
+from ..files.tensors import read_tensors
+from ..files.text import read_json, short
 from ..lora import TARGETS, LoRALinear
 from ..model import LlamaXR
+from . import distributed, unlike
 
 VERSION = 2  # of the folder's format; raised when an older reader would misread a newer folder
+MAX_JSON = 2**20  # bytes of a state.json or config.json; ours have 2,000
+REMEDY = "name another run, or train again"
 PEFT_PREFIX = "base_model.model.model."
+# Fields of PEFT's adapter_config.json that change nothing here, whatever they hold.
+HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
+}  # fmt: skip
 
 
 def write_json(path: Path, value: object) -> None:
@@ -47,49 +61,77 @@ def adapter_tensors(model: LlamaXR) -> dict[str, torch.Tensor]:
     }
 
 
-def save(run: Path, model: LlamaXR, options: dict, step: int, val_loss: float | None, optimizer=None) -> Path:
+def save(
+    run: Path, model: LlamaXR, options: dict, step: int, val_loss: float | None, optimizer=None, known=None
+) -> Path:
     """Write run/step-NNNNNN; delete the checkpoints that are neither last nor best. Returns the new folder.
 
     val_loss: None if training was interrupted; then the checkpoint is the best only if there is no other.
-    UserError if the disk is full.
+    known: what unlike.fit says of the training images. UserError if the disk is full, or the run folder is
+    gone.
     """
+    if not run.is_dir():  # or it would come back in pieces
+        raise UserError(f"the run folder {run} was deleted while the run was trained; start it again")
     final = run / f"step-{step:06d}"
     folder = final.with_name(final.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     try:
-        save_file(_to_cpu(adapter_tensors(model)), folder / "adapter_model.safetensors")
-        save_file(_to_cpu(model.projector.state_dict()), folder / "projector.safetensors")
-        write_json(folder / "adapter_config.json", _peft_config(options))
+        write_tensors(folder / "adapter_model.safetensors", _to_cpu(adapter_tensors(model)))
+        write_tensors(folder / "projector.safetensors", _to_cpu(model.projector.state_dict()))
+        if known:
+            write_tensors(folder / unlike.FILE, known)
+        write_json(folder / "adapter_config.json", peft_config(options))
         if optimizer is not None:
-            save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+            write_tensors(folder / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
         write_json(folder / "state.json", {"version": VERSION, "step": step, "val_loss": val_loss})
-    except SafetensorError as error:  # safetensors' own error for a full disk
-        shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(
-            f"{folder} could not be written ({error}); free some space, then train with --resume"
-        ) from None
-    except OSError:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(final, ignore_errors=True)  # a resumed run may save the same step again
-    os.replace(folder, final)
+    if final.exists():
+        _remove(final)
+    os.rename(folder, final)
+    remove_old(run)
+    return final
+
+
+def remove_old(run: Path) -> None:
+    """Delete the checkpoints that are neither last nor best, and what a killed process left half."""
     states = _states(run)
     last_and_best = {max(states), min(states, key=lambda s: (states[s], -s))}
     for old in states.keys() - last_and_best:
-        shutil.rmtree(run / f"step-{old:06d}")
-    return final
+        _remove(run / f"step-{old:06d}")
+    for half in run.glob("step-*.tmp"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is a checkpoint, be it damaged."""
+    return bool(_folders(run))
 
 
 def best(run: Path) -> Path:
     """The checkpoint to use: lowest validation loss, the later of equals. UserError if there is none."""
-    states = _states(run)
+    states = _states(run, distributed.warn)
     return run / f"step-{min(states, key=lambda s: (states[s], -s)):06d}"
 
 
 def last(run: Path) -> Path:
     """The checkpoint to resume from. UserError if there is none."""
-    return run / f"step-{max(_states(run)):06d}"
+    return run / f"step-{max(_states(run, distributed.warn)):06d}"
+
+
+def load_best(run: Path, model: LlamaXR) -> Path:
+    """Load the checkpoint to use into the model. Returns its folder. A run that is being trained may replace
+    it at any moment; then the new one is taken. UserError as `best` and `load`."""
+    while True:
+        folder = best(run)
+        try:
+            load(folder, model)
+            return folder
+        except UserError:
+            if folder.is_dir():
+                raise
 
 
 def step_of(folder: Path) -> int:
@@ -101,62 +143,58 @@ def read_config(run: Path) -> dict:
     """The content of a run's config.json. UserError if the folder is no run."""
     if not run.is_dir():
         raise UserError(f"the run folder {run} does not exist; name one under runs/, or train first")
-    return _read_json(run / "config.json")
+    return read_json(run / "config.json", MAX_JSON, REMEDY)
 
 
 def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
     """Load a checkpoint into the model, and into the optimiser if there is one. Returns state.json. UserError
     if the checkpoint is damaged, of another version, or does not fit the model."""
-    state = _read_json(folder / "state.json")
+    state = read_json(folder / "state.json", MAX_JSON, REMEDY)
     if state.get("version") != VERSION:
         raise UserError(
             f"{folder} has format {state.get('version')}, but this program reads {VERSION}; use the one that "
             "wrote it"
         )
-    try:
-        _copy_from(folder / "adapter_model.safetensors", adapter_tensors(model))
-        _copy_from(folder / "projector.safetensors", model.projector.state_dict())
-        if optimizer is not None:
-            path = folder / "optimizer.safetensors"
-            if not path.is_file():
-                raise UserError(
-                    f"{folder} has no optimizer.safetensors and cannot be resumed; start a new run"
-                )
-            _load_optimizer(model, optimizer, load_file(path))
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(
-            f"the checkpoint {folder} is damaged or incomplete ({error}); use another run"
-        ) from None
+    _copy_from(folder / "adapter_model.safetensors", adapter_tensors(model))
+    _copy_from(folder / "projector.safetensors", model.projector.state_dict())
+    if optimizer is not None:
+        path = folder / "optimizer.safetensors"
+        if not path.is_file():
+            raise UserError(f"{folder} has no optimizer.safetensors and cannot be resumed; start a new run")
+        _load_optimizer(model, optimizer, path)
     return state
+
+
+def check_adapter(folder: Path, rank: int, lora_alpha: float) -> None:
+    """UserError unless adapter_config.json describes what add_lora does, on the base as it is: each field has
+    a value that is known to change nothing. PEFT has kinds of LoRA that change the base's weights as they
+    begin (PiSSA, OLoRA, CorDA, LoftQ), or what is computed; new ones come with each release."""
+    config = read_json(folder / "adapter_config.json", MAX_JSON, "export it again")
+    required = {"peft_type": "LORA", "bias": "none", "r": rank, "lora_alpha": lora_alpha}
+    for key, value in required.items():
+        if config.get(key) != value:
+            raise UserError(
+                f"{folder}/adapter_config.json: {key} is {short(config.get(key))}, not {value!r}; give "
+                "the adapter's --rank and --lora-alpha; its kind must be LoRA without biases"
+            )
+    beginning = config.get("init_lora_weights", True)
+    if beginning not in (True, False, "gaussian", "orthogonal"):
+        raise UserError(
+            f"{folder}/adapter_config.json: init_lora_weights is {short(beginning)}, which changes the base; "
+            "convert it to a plain LoRA (PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    for key in sorted(config.keys() - required.keys() - HARMLESS):
+        if config[key]:
+            raise UserError(f"{folder}/adapter_config.json: {short(key)} is not supported; export without it")
 
 
 def load_adapter(folder: Path, model: LlamaXR, rank: int, lora_alpha: float) -> None:
     """Start the model's LoRA from a PEFT adapter folder. Linears that the adapter leaves out keep their fresh
     LoRA, which changes nothing at first. UserError if it is another kind of adapter, has another rank or
     scale, or holds a matrix that this model does not have."""
-    config, path = _read_json(folder / "adapter_config.json"), folder / "adapter_model.safetensors"
-    required = {"peft_type": "LORA", "bias": "none", "r": rank, "lora_alpha": lora_alpha}
-    for key, value in required.items():
-        if config.get(key) != value:
-            raise UserError(
-                f"{folder}/adapter_config.json: {key} is {config.get(key)!r}, not {value!r}; give "
-                "the adapter's --rank and --lora-alpha; its kind must be LoRA without biases"
-            )
-    for key in (
-        "use_dora",
-        "use_rslora",
-        "fan_in_fan_out",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-    ):
-        if config.get(key):
-            raise UserError(f"{folder}/adapter_config.json: {key} is not supported; export without it")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); export the adapter again") from None
-    own = adapter_tensors(model)
+    check_adapter(folder, rank, lora_alpha)
+    path, own = folder / "adapter_model.safetensors", adapter_tensors(model)
+    tensors, _ = read_tensors(path, "export the adapter again")
     if unknown := sorted(tensors.keys() - own.keys()):
         raise UserError(f"{path}: {unknown[0]} has no place in this model; was it trained on another base?")
     if not tensors:
@@ -164,18 +202,30 @@ def load_adapter(folder: Path, model: LlamaXR, rank: int, lora_alpha: float) -> 
     _copy_from(path, {name: own[name] for name in tensors})
 
 
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:
+    """Write a safetensors file. UserError if the disk is full, for which safetensors has its own error."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} could not be written ({error}); free some space, then run the same command again "
+            "(train.py: with --resume)"
+        ) from None
+
+
 def _copy_from(path: Path, parameters: dict[str, torch.Tensor]) -> None:
-    """Overwrite the parameters with a file's tensors. UserError if names or shapes differ."""
-    tensors = load_file(path)
+    """Overwrite the parameters with a file's tensors. UserError if names, shapes or kinds differ."""
+    tensors, _ = read_tensors(path, REMEDY)
     if different := sorted(tensors.keys() ^ parameters.keys()):
         raise UserError(
             f"{path} does not fit the model (first difference: {different[0]}); was it trained on another "
             "base?"
         )
     for name, tensor in tensors.items():
-        if tensor.shape != parameters[name].shape:
+        if tensor.shape != parameters[name].shape or not tensor.is_floating_point():
             raise UserError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(parameters[name].shape)}"
+                f"{path}: {name} has shape {tuple(tensor.shape)} in {tensor.dtype}, not "
+                f"{tuple(parameters[name].shape)} in {parameters[name].dtype}; is it of another base?"
             )
         parameters[name].copy_(tensor)
 
@@ -194,25 +244,38 @@ def _optimizer_tensors(model: LlamaXR, optimizer) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load_optimizer(model: LlamaXR, optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of _optimizer_tensors. KeyError if a parameter's state is missing or unknown."""
-    parameters = _trainable(model)
-    for name, value in tensors.items():
-        name, _, key = name.rpartition(".")
-        if key == "step":  # torch has a tensor on the CPU, bitsandbytes a number
-            value = value if isinstance(optimizer, torch.optim.AdamW) else int(value)
-        else:
-            value = value.to(parameters[name].device)
-        optimizer.state[parameters[name]][key] = value
-    if len(optimizer.state) < len(parameters):
-        raise KeyError(f"state of {len(optimizer.state)} of {len(parameters)} parameters")
+def _load_optimizer(model: LlamaXR, optimizer, path: Path) -> None:
+    """The inverse of _optimizer_tensors. UserError unless the file has exactly the state that this optimiser
+    would give these parameters: names, shapes and types."""
+    tensors, _ = read_tensors(path, "start a new run")
+    names = {parameter: name for name, parameter in _trainable(model).items()}
+    for i, group in enumerate(optimizer.param_groups):
+        for j, parameter in enumerate(group["params"]):
+            state = optimizer.state[parameter]
+            if isinstance(optimizer, torch.optim.AdamW):
+                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                state |= {"step": torch.tensor(0.0), **moments}
+            else:
+                optimizer.init_state(group, parameter, i, j)
+            for key, fresh in state.items():
+                value, like = tensors.pop(f"{names[parameter]}.{key}", None), torch.as_tensor(fresh)
+                if value is None or value.shape != like.shape or value.dtype != like.dtype:
+                    found = "missing" if value is None else f"{tuple(value.shape)} in {value.dtype}"
+                    raise UserError(
+                        f"{path}: {names[parameter]}.{key} is {found}, not {tuple(like.shape)} in "
+                        f"{like.dtype}; it is not the state of this run's optimiser: start a new run"
+                    )
+                # torch's step is a tensor on the CPU, bitsandbytes' a number
+                state[key] = int(value) if isinstance(fresh, int) else value.to(like.device, copy=True)
+    if tensors:
+        raise UserError(f"{path}: {short(min(tensors))} belongs to no parameter; start a new run")
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _peft_config(options: dict) -> dict:
+def peft_config(options: dict) -> dict:
     """adapter_config.json, as peft reads it."""
     return {
         "peft_type": "LORA",
@@ -226,27 +289,40 @@ def _peft_config(options: dict) -> dict:
     }
 
 
-def _states(run: Path) -> dict[int, float]:
-    """step -> validation loss of a run's checkpoints. UserError if there is none, or one is damaged."""
-    folders = [f for f in run.glob("step-*") if f.is_dir() and f.suffix != ".tmp"]
-    states = {}
-    for folder in folders:
-        state = _read_json(folder / "state.json")
-        step, loss = state.get("step"), state.get("val_loss")
-        right_name = isinstance(step, int) and folder.name == f"step-{step:06d}"
-        if not right_name or not isinstance(loss, float | int | None):
-            raise UserError(f"{folder}/state.json is damaged; delete that folder or name another run")
-        states[step] = float("inf") if loss is None else loss
+def _folders(run: Path) -> list[Path]:
+    return [f for f in run.glob("step-*") if f.suffix != ".tmp" and f.is_dir()]
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint: by its rename it is gone for every reader, whatever happens then."""
+    doomed = folder.with_name(f"{folder.name}.old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _states(run: Path, warn: Callable[[str], None] | None = None) -> dict[int, float]:
+    """step -> validation loss of a run's checkpoints. A damaged one is left out, and told to `warn`.
+    UserError if there is none, or all are damaged."""
+    while True:
+        folders, states, damaged = _folders(run), {}, []
+        for folder in folders:
+            try:
+                state = read_json(folder / "state.json", MAX_JSON, REMEDY)
+                step, loss = state.get("step"), state.get("val_loss")
+                if type(step) is not int or folder.name != f"step-{step:06d}":
+                    raise UserError(f"{folder}/state.json is damaged (step); delete that folder")
+                if not (loss is None or isinstance(loss, float | int) and loss == loss):
+                    raise UserError(f"{folder}/state.json is damaged (val_loss); delete that folder")
+                states[step] = float("inf") if loss is None else loss
+            except UserError as error:
+                damaged.append(error)
+        if all(folder.is_dir() for folder in folders):
+            break  # else the run is being trained, and one has gone since: look again
+    if not states and damaged:
+        raise damaged[0]
     if not states:
         raise UserError(f"{run} has no checkpoint yet; train longer, or name another run")
+    for error in damaged if warn else ():
+        warn(f"{error}. It is left out")
     return states
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); name another run, or train again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (no JSON object); name another run, or train again")
-    return value

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,6 +29,8 @@ from ..data.study import Study
 from ..errors import UserError
 from ..files import images
 from ..files.images import content_hash
+from ..files.tensors import open_tensors
+from ..files.text import parse_json
 from ..radiograph import load_radiograph
 from ..vision import StudyFeatures, Vision, extract_features
 from . import distributed, vision_zoo
@@ -180,11 +182,18 @@ def _read_cache(folder: Path) -> dict[str, _Row]:
     rows = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, framework="pt") as tensors:
-                names = json.loads(tensors.metadata()["images"])
+            with open_tensors(file) as tensors:
+                names = parse_json(tensors.metadata()["images"])
                 grids, scores = tensors.get_tensor("grids"), tensors.get_tensor("scores")
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        except (UserError, ValueError, LookupError, TypeError):
             continue
-        if len(names) == len(grids) == len(scores):
+        if _fit(names, grids, scores):
             rows |= {name: _Row(grids, scores, i) for i, name in enumerate(names)}
     return rows
+
+
+def _fit(names: object, grids: Tensor, scores: Tensor) -> bool:
+    """Whether this is a batch as `_save_batch` writes it: (n, channels, 7, 7) in fp16, (n, _) in fp32."""
+    shapes = grids.ndim == 4 and grids.shape[2:] == (7, 7) and scores.ndim == 2
+    dtypes = (grids.dtype, scores.dtype) == (torch.float16, torch.float32)
+    return shapes and dtypes and isinstance(names, list) and len(names) == len(grids) == len(scores)

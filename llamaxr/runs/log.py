@@ -11,8 +11,11 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, printable
+from ..files.text import parse_json, read_bytes, read_json_lines, short
 from . import checkpoint, distributed
+
+MAX_LOG = 2**30  # bytes of a JSONL file; 100,000 steps have 13 MB
 
 
 @contextmanager
@@ -23,8 +26,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
         def progress(what: str, done: int, total: int | None) -> None:
             if what != bar.desc:
+                bar.clear()  # tqdm forgets, as it begins anew, that it has shown something
                 bar.reset(total)
-                bar.set_description_str(what)
+                bar.set_description_str(what, refresh=False)
             bar.update(done - bar.n)
 
         yield progress
@@ -39,25 +43,52 @@ def catch_signals() -> list[int]:
 
 
 def open_log(run: Path, config: dict, last_step: int) -> TextIO:
-    """metrics.jsonl of a run, to append to. Makes the folder of a new run, with its config.json; drops what a
-    resumed run logged after `last_step`. Other processes than the main one log nothing."""
+    """metrics.jsonl of a run, to append to. Writes its config.json anew, which now has the number of steps;
+    drops what a resumed run logged after `last_step`, and a new one all. Other processes than the main one
+    log nothing."""
     if not distributed.is_main_process():
         return open(os.devnull, "w")
-    if last_step == 0:
-        run.mkdir(parents=True)
-        checkpoint.write_json(run / "config.json", config)
+    checkpoint.write_json(run / "config.json", config)
     for name in ("metrics.jsonl", "samples.jsonl"):
-        drop_lines_after(run / name, last_step)
+        if last_step and (run / name).is_file():
+            write_lines(run / name, [row for row in read_log(run / name) if row["step"] <= last_step])
+        else:
+            (run / name).unlink(missing_ok=True)
     return (run / "metrics.jsonl").open("a", encoding="utf-8")
 
 
-def check_finite(line: dict, run: Path, bar: tqdm) -> None:
+def read_log(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl (numbers: step, and a loss, val_loss or both) or samples.jsonl (a step and
+    strings). A last line that was cut off is left out. UserError for any other damage."""
+    kinds = float | int if path.stem == "metrics" else str
+    *lines, cut_off = read_bytes(path, MAX_LOG, "move it away").split(b"\n")
+    rows = []
+    for number, line in enumerate([*lines, cut_off], 1):
+        try:
+            row = parse_json(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("no object with a whole number of a step")
+            if kinds is not str and not {"loss", "val_loss"} & row.keys():
+                raise ValueError("no loss")
+            for key, value in row.items():
+                if key != "step" and (not isinstance(value, kinds) or isinstance(value, bool)):
+                    raise ValueError(f"{short(key)} is {short(value)}")
+            rows.append(row)
+        except ValueError as error:
+            if number <= len(lines):
+                raise UserError(
+                    f"{path}, line {number} is damaged ({error}); mend it, or move the file away and go on "
+                    "without it"
+                ) from None
+    return rows
+
+
+def check_finite(line: dict, run: Path) -> None:
     """UserError if a loss of this step is NaN or infinite. The validation loss is the first to show that a
     step went wrong."""
     for loss in (line["loss"], line.get("val_loss", 0.0)):
         if not math.isfinite(loss):
-            bar.close()  # or the error would be printed at the end of the bar's line
-            last = max(run.glob("step-*"), default="none yet")
+            last = checkpoint.last(run) if checkpoint.has_checkpoint(run) else "none yet"
             raise UserError(
                 f"the loss is {loss} at step {line['step']}; the last good checkpoint is {last}; train again "
                 "with a lower --lr and --projector-lr"
@@ -81,33 +112,24 @@ def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
     """The objects of a JSONL file, each reduced to `keys`, whose values must be strings. With a single key, a
     line may also be a bare string. UserError if the file cannot be read, or a line lacks a key."""
     rows = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                row = {keys[0]: row} if isinstance(row, str) and len(keys) == 1 else row
-                if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-                    raise UserError(
-                        f"{path}, line {number}: no object with the strings {', '.join(keys)}; fix the file"
-                    )
-                rows.append({key: row[key] for key in keys})
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSONL ({error}); give a file with one object per line"
-        ) from None
+    for number, row in read_json_lines(path, MAX_LOG):
+        row = {keys[0]: row} if isinstance(row, str) and len(keys) == 1 else row
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
+            raise UserError(
+                f"{path}, line {number}: no object with the strings {', '.join(keys)}; fix the file"
+            )
+        rows.append({key: row[key] for key in keys})
     if not rows:
         raise UserError(f"{path} has no lines; give a file with one object per line")
     return rows
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Remove from a JSONL log the lines of steps after `step`, which a resumed run takes again, and a line
-    that was cut off."""
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        write_lines(path, [row for row in map(json.loads, lines) if row["step"] <= step])
+def finish(run: Path) -> None:
+    """What a run ends with: loss.png, and what to do next."""
+    if distributed.is_main_process():
+        checkpoint.remove_old(run)
+        draw_loss(run)
+    tqdm.write(f"saved in {run}; next: python generate.py IMAGE --run {run}, or python eval.py --run {run}")
 
 
 def draw_loss(run: Path) -> None:
@@ -117,11 +139,17 @@ def draw_loss(run: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_log(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for key, style in (("loss", "-"), ("val_loss", "o-")):
         points = [(row["step"], row[key]) for row in rows if key in row]
-        axes.plot(*zip(*points, strict=True), style, label=key, linewidth=1, markersize=4)
-    axes.set(xlabel="step", ylabel="loss (nats per report token)", title=run.name)
-    axes.legend()
-    figure.savefig(run / "loss.png", dpi=120, bbox_inches="tight")
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=key, linewidth=1, markersize=4)
+    axes.set(xlabel="step", ylabel="loss (nats per report token)")
+    axes.set_title(printable(run.name), parse_math=False)  # a folder's name may hold a $
+    if rows:
+        axes.legend()
+    temporary = run / "loss.png.tmp"
+    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+    os.replace(temporary, run / "loss.png")
+    pyplot.close(figure)

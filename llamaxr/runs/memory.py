@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, first_sentences, lacks_memory
 from ..fast.gradients import CHUNK, CUDA_HEAD_NUMBERS
 from ..fast.packing import SHORT
 from ..llama import Llama, LlamaConfig
@@ -25,7 +25,6 @@ GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: 4 bits, a share of an 8-bit absmax and an fp32 scale
 UNPACKED = 4 / 64 - 1 / 64 - 4 / (64 * 256)  # more, where fast/nf4.py holds each absmax in fp32
 PROGRAM = int(0.6 * GIB)  # torch, the vision network and its buffers, as measured on a CPU
-OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
 
 
 def training_needs(
@@ -36,13 +35,15 @@ def training_needs(
     rank: int,
     projector: tuple[int, int],
     prompt: int,
+    shared: int,
     reports: list[int],
     recompute: bool,
     plain: bool,
     cuda: bool,
 ) -> dict[str, int]:
-    """Bytes by purpose. projector: (channels, grid). prompt: how many tokens are before each report. reports:
-    how many tokens each report of the largest batch has. plain: without fast/. cuda: on a GPU."""
+    """Bytes by purpose. projector: (channels, grid). prompt: how many tokens are before each report, of which
+    the first `shared` are the same for all studies. reports: how many tokens each report of the largest batch
+    has. plain: without fast/. cuda: on a GPU."""
     with torch.device("meta"):
         llama = Llama(config)
         linears = sum(p.numel() for n, p in llama.named_parameters() if n.split(".")[-2] in TARGETS)
@@ -52,18 +53,25 @@ def training_needs(
         learned += sum(p.numel() for p in Projector(projector[0], config.dim, projector[1]).parameters())
     held = 2 if in_4_bits else dtype.itemsize  # the embedding and the head stay as they are stored: 16 bits
     rows, time, n_targets = len(reports), prompt + max(reports), sum(reports)
-    positions = rows * time if plain else rows * prompt + n_targets  # packed rows have no filler
+    places = rows * time  # where a query is
+    if plain:
+        positions = places
+    else:  # packed rows have no filler, and what all prompts begin with once
+        positions = shared + rows * (prompt - shared) + n_targets
     wide_head = 4 * config.vocab_size * config.dim if held < dtype.itemsize else 0
     wide_head = wide_head if plain else min(wide_head, 4 * CUDA_HEAD_NUMBERS if cuda else 0)
     nf4_bytes = NF4_BYTES + (UNPACKED if cuda and not plain else 0)
     wide_weight = config.ffn_dim * config.dim * dtype.itemsize if in_4_bits else 0
-    block = positions * bytes_per_position(config, time, dtype, plain, cuda)
+    block = block_bytes(config, positions, places, time, dtype, plain, cuda)
     inputs = positions * config.dim * dtype.itemsize
     # Each of these is at its largest while the other does not exist: the logits, their softmax and its
     # gradient in fp32, before the backward pass of the blocks; and then one block's gradients, with the
     # weight that they go through.
     logits = (n_targets if plain else min(n_targets, CHUNK)) * config.vocab_size * 4 * 3 + wide_head
-    gradients = positions * gradient_bytes_per_position(config, time, dtype, plain, cuda) + wide_weight
+    # Four gradients of the feed-forward's width, in the plain form seven, as LoRA's and the base's are added
+    # out of place; or, where attention is not fused, three of its scores.
+    scores = 3 * config.n_heads * time * places if dtype == torch.float32 and cuda else 0
+    gradients = max((7 if plain else 4) * config.ffn_dim * positions, scores) * dtype.itemsize + wide_weight
     kept = config.n_layers * (inputs if recompute else block)
     again = block if recompute else 0
     logits += 0 if plain else again  # the fast form does not recompute its last block
@@ -77,37 +85,30 @@ def training_needs(
     }
 
 
-def bytes_per_position(config: LlamaConfig, time: int, dtype: torch.dtype, plain: bool, cuda: bool) -> int:
-    """Bytes that one block keeps for the backward pass, per position of rows of this many positions.
+def block_bytes(
+    config: LlamaConfig, positions: int, places: int, time: int, dtype: torch.dtype, plain: bool, cuda: bool
+) -> int:
+    """Bytes that one block keeps for the backward pass, of this many positions; attention, in rows of `time`
+    positions, has `places`. The fast form's linears see what the rows share once; its attention does not.
 
-    The inputs and outputs of both norms (4 dim), q, k and v as attention reads them and its output, once more
-    for o_proj (3 q + 2 kv), and gate, up and silu(gate) * up (3 ffn). In the plain form also silu(gate), and
-    the norms' inputs in fp32. Where attention is not fused it keeps its scores, and k and v for each query
-    head: in short fp32 rows of the fast form on a CPU, and in fp32 on CUDA, whose fused kernels take grouped
-    queries in 16 bits only.
+    The inputs and outputs of both norms (4 dim), o_proj's input (q), and gate, up and silu(gate) * up (3 ffn)
+    per position. In the plain form also silu(gate), and the norms' inputs in fp32. Per place q, k, v as
+    attention reads them, and its output (2 q + 2 kv). Where attention is not fused it keeps its scores, and k
+    and v for each query head: in short fp32 rows of the fast form on a CPU, and in fp32 on CUDA, whose fused
+    kernels take grouped queries in 16 bits only.
     """
-    dim, itemsize = config.dim, dtype.itemsize
+    dim, itemsize, q = config.dim, dtype.itemsize, config.n_heads * config.head_dim
     if plain:
         norms, ffn = 2 * dim * (4 + itemsize), 4 * config.ffn_dim * itemsize
     else:
         norms, ffn = 4 * dim * itemsize, 3 * config.ffn_dim * itemsize
     if dtype == torch.float32 and cuda:
-        heads = config.n_heads * (5 * config.head_dim + time)
+        heads = 4 * q + config.n_heads * time
     elif dtype == torch.float32 and not plain and time <= SHORT:
-        heads = config.n_heads * (4 * config.head_dim + time)
+        heads = 3 * q + config.n_heads * time
     else:
-        heads = (3 * config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    return norms + ffn + heads * itemsize
-
-
-def gradient_bytes_per_position(
-    config: LlamaConfig, time: int, dtype: torch.dtype, plain: bool, cuda: bool
-) -> int:
-    """Bytes that exist at once while the backward pass goes through a block: four gradients of the
-    feed-forward's width, in the plain form seven, as LoRA's and the base's are added out of place; or, where
-    attention is not fused, three of its scores."""
-    scores = 3 * config.n_heads * time if dtype == torch.float32 and cuda else 0
-    return max((7 if plain else 4) * config.ffn_dim, scores) * dtype.itemsize
+        heads = 2 * q + 2 * config.n_kv_heads * config.head_dim
+    return positions * (norms + ffn + q * itemsize) + places * heads * itemsize
 
 
 def generation_needs(config: LlamaConfig, dtype: torch.dtype, itemsize: int, rows: int, time: int) -> int:
@@ -182,11 +183,8 @@ def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # a RuntimeError: CUDA's, cuBLAS's, bitsandbytes', the CPU's
-        words = " ".join(str(error).split())
-        lacks_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not (lacks_memory or any(name in words.lower() for name in OUT_OF_MEMORY)):
+        if not lacks_memory(error):
             raise
-        message = ". ".join(words.split(". ")[:2]).rstrip(".") or "out of memory"
         changes = {} if options.recompute == "on" else {"recompute": "on"}
         if options.batch > 1:  # the same studies per step
             changes |= {"batch": options.batch // 2, "accumulate": 2 * options.accumulate}
@@ -197,4 +195,4 @@ def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None
             flags = " ".join(f"--{name} {value}" for name, value in changes.items())
             flags = flags or "a smaller --max-report-tokens"
             remedy = f"there is no checkpoint yet; start again with {flags}"
-        raise UserError(f"{message}: {remedy}") from None
+        raise UserError(f"{first_sentences(error)}: {remedy}") from None

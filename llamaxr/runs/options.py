@@ -14,7 +14,9 @@ import typing
 from pathlib import Path
 
 from ..errors import UserError
+from ..files.text import short
 
+MAX_SEED = 2**63 - 1  # torch's seeds have 64 bits
 DEVICES = ("auto", "cuda", "cpu")
 DEVICE_HELP = "auto is CUDA if torch finds a GPU, else the CPU"
 RUN_HELP = "run folder (default: the newest under runs/, or the embedded demo if there is none)"
@@ -40,6 +42,16 @@ def fields_of(options) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(options) if field.init]
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, but flags are given in full, and bad usage is a UserError, not a page."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help lists what there is")
+
+
 def parse(
     options: type,
     description: str,
@@ -48,19 +60,18 @@ def parse(
     defaults: dict | None = None,
     prog: str | None = None,
 ):
-    """Read the command line; returns (an instance of `options`, the namespace of the extra arguments).
+    """Read the command line; returns (an instance of `options`, the namespace of the extra arguments). The
+    namespace also has `given`: the names of the options that the command line gives, be it their default.
 
     extra: name or flag -> keyword arguments of argparse, for arguments that are no field. defaults: values of
     the fields that have no default of their own. prog: the program's name in the help, if not the script's.
-    Bad usage exits with code 2 and one line, as in argparse; UserError for a value out of bounds.
+    UserError for bad usage and for a value out of bounds.
     """
-    parser = argparse.ArgumentParser(
-        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, arguments in (extra or {}).items():
         parser.add_argument(name, **arguments)
     hints = typing.get_type_hints(options)
-    names = [field.name for field in fields_of(options)]
+    values = {}  # the defaults, then what is given
     for field in fields_of(options):
         meta, kind = field.metadata, hints[field.name]
         if isinstance(kind, types.UnionType):  # `Path | None`: the type that is not None
@@ -74,9 +85,25 @@ def parse(
         else:
             metavar = None if meta["choices"] else {Path: "PATH", int: "N", float: "X", str: "NAME"}[kind]
             how = {"type": kind, "choices": meta["choices"], "metavar": metavar}
-        parser.add_argument("--" + field.name.replace("_", "-"), default=default, help=help, **how)
-    values = vars(parser.parse_args(argv))
-    return check(options(**{name: values.pop(name) for name in names})), argparse.Namespace(**values)
+        values[field.name] = default
+        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=help, **how)
+    parsed = vars(parser.parse_args(argv))
+    given = parsed.keys() & values.keys()
+    values |= {name: parsed.pop(name) for name in given}
+    return check(options(**values)), argparse.Namespace(**parsed, given=given)
+
+
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def refuse_without_effect(given: set[str], rules: list[tuple[tuple[str, ...], bool, str]]) -> None:
+    """rules: (names of options, whether they have an effect, when they have one). UserError for an option
+    that is given and has none: whoever gives it expects something."""
+    for names, has_effect, when in rules:
+        if useless := [] if has_effect else sorted(given & {*names}):
+            raise UserError(f"{flag(useless[0])} has no effect without {when}; leave it out")
 
 
 def check(options):
@@ -85,16 +112,17 @@ def check(options):
         value, meta = getattr(options, field.name), field.metadata
         if value is None:
             continue
-        flag = "--" + field.name.replace("_", "-")
         for key, holds, words in (
             ("at_least", lambda v, b: v >= b, "at least"),
             ("above", lambda v, b: v > b, "above"),
             ("at_most", lambda v, b: v <= b, "at most"),
         ):
             if meta[key] is not None and not holds(value, meta[key]):  # NaN fails every bound
-                raise UserError(f"{flag} is {value}; it must be {words} {meta[key]}")
+                raise UserError(f"{flag(field.name)} is {short(value)}; it must be {words} {meta[key]}")
         if meta["choices"] and value not in meta["choices"]:
-            raise UserError(f"{flag} is {value!r}; it must be one of {', '.join(meta['choices'])}")
+            raise UserError(
+                f"{flag(field.name)} is {short(value)!r}; it must be one of {', '.join(meta['choices'])}"
+            )
     return options
 
 
@@ -120,15 +148,19 @@ def from_json(options: type, values: dict, path: Path):
                 continue
             value, kind = values[field.name], hints[field.name]
             kinds = typing.get_args(kind) or (kind,)
+            if isinstance(value, str) and not 0 < len(value.encode(errors="replace")) < 4096:
+                raise ValueError(f"{field.name} is {short(value)}")  # no path has more bytes
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{field.name} holds a byte of zero")
             if Path in kinds and isinstance(value, str):
                 value = Path(value)
             if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+                value = float(value)  # of at most 64 bits: the JSON reader sees to that
             if type(value) not in {type(Path()) if k is Path else k for k in kinds}:
-                raise ValueError(f"{field.name} is {value!r}")
+                raise ValueError(f"{field.name} is {short(value)}")
             fields[field.name] = value
         if unknown := values.keys() - fields.keys():
-            raise ValueError(f"{min(unknown)} is unknown")
+            raise ValueError(f"{short(min(unknown))} is unknown")
     except ValueError as error:
         raise UserError(f"{path} does not hold this version's options ({error}); use another run") from None
     return check(options(**fields))

@@ -5,9 +5,9 @@ differ, TrainOptions has none and every recipe in RECIPES gives a value. One exc
 its vision network from UNSEEN_VISION, by the data set.
 """
 
-import argparse
 import math
-from dataclasses import MISSING, dataclass
+import os
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from ..data import iu_xray
@@ -17,7 +17,18 @@ from ..errors import UserError
 from ..files.vision_weights import KNOWN, trained_on
 from ..model import LlamaXR
 from ..prompt import BRIDGES
-from .options import DEVICE_HELP, DEVICES, PLAIN_HELP, derived, option, parse
+from .options import (
+    DEVICE_HELP,
+    DEVICES,
+    MAX_SEED,
+    PLAIN_HELP,
+    Parser,
+    derived,
+    flag,
+    option,
+    parse,
+    refuse_without_effect,
+)
 
 DATA = ("sample", "iu_xray", "mimic_cxr", "csv")
 LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, already in NF4: 5.7 GB instead of 16
@@ -25,12 +36,16 @@ LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, already in 
 EXTRA = {
     "--resume": {
         "nargs": "?", "const": "", "metavar": "RUN",
-        "help": "continue this run, with its own options (default: the newest run)",
+        "help": "continue this run, with its own options (default: the newest run); --root, --base and "
+                "--vision say where these have moved to",
     },
     "--describe": {"action": "store_true", "help": "print what is in the data set and exit"},
     "--json": {"action": "store_true", "help": "with --describe: print JSON"},
 }  # fmt: skip
+MAX_STUDIES = 10**7  # MIMIC-CXR has 2 * 10**5
 BY_RECIPE = MISSING  # an option that the recipes give different values
+
+MOVABLE = {"root", "base", "vision"}  # what --resume may find in another place than the run did
 
 # Data set -> a vision network that never saw it, so that no test patient is known to it.
 UNSEEN_VISION = {
@@ -101,7 +116,7 @@ class TrainOptions:
         "patient",
         choices=iu_xray.SPLIT_BY,
     )
-    split_seed: int = option(0, "seed of --split-by patient", at_least=0)
+    split_seed: int = option(0, "seed of --split-by patient", at_least=0, at_most=MAX_SEED)
     sections: str = option(
         "findings", "sections of the report to learn (iu_xray, mimic_cxr)", choices=SECTIONS
     )
@@ -129,20 +144,22 @@ class TrainOptions:
         at_least=0, at_most=1,
     )  # fmt: skip
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
-    lora_alpha: float = option(16.0, "LoRA's output is multiplied by LORA_ALPHA / RANK", above=0)
+    lora_alpha: float = option(
+        16.0, "LoRA's output is multiplied by LORA_ALPHA / RANK", above=0, at_most=4096
+    )
     optimizer: str = option(
         BY_RECIPE, "adamw8bit is bitsandbytes', as in the paper", choices=("adamw", "adamw8bit")
     )
-    lr: float = option(BY_RECIPE, "peak learning rate of LoRA", above=0)
-    projector_lr: float = option(BY_RECIPE, "peak learning rate of the projector", above=0)
+    lr: float = option(BY_RECIPE, "peak learning rate of LoRA", above=0, at_most=1)
+    projector_lr: float = option(BY_RECIPE, "peak learning rate of the projector", above=0, at_most=1)
     warmup_share: float = option(
         BY_RECIPE, "share of the steps until the learning rates peak; then they fall linearly to 0",
         at_least=0, at_most=1,
     )  # fmt: skip
-    weight_decay: float = option(0.01, "AdamW's weight decay", at_least=0)
-    clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0)
-    batch: int = option(BY_RECIPE, "studies per forward pass", at_least=1)
-    accumulate: int = option(BY_RECIPE, "forward passes per step", at_least=1)
+    weight_decay: float = option(0.01, "AdamW's weight decay", at_least=0, at_most=1)
+    clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0, at_most=1e6)
+    batch: int = option(BY_RECIPE, "studies per forward pass", at_least=1, at_most=1024)
+    accumulate: int = option(BY_RECIPE, "forward passes per step", at_least=1, at_most=1024)
     plain: bool | None = option(None, PLAIN_HELP)
     compile: bool = option(
         False, "run the blocks through torch.compile: takes half a minute to start, gains nothing on a CPU"
@@ -153,16 +170,30 @@ class TrainOptions:
         "largest batch fits only with it",
         choices=("auto", "on", "off"),
     )
-    epochs: float = option(BY_RECIPE, "passes over the training split", above=0)
-    steps: int = option(0, "optimiser steps; if 0, --epochs decides", at_least=0)
-    limit: int = option(0, "train on the first LIMIT studies only; 0 means all", at_least=0)
-    max_report_tokens: int = option(300, "cut longer reports to this many tokens", at_least=8)
-    val_every: int = option(
-        BY_RECIPE, "steps between validations; each also saves and generates samples", at_least=1
+    deterministic: bool = option(
+        False, "add up in a fixed order: slower on CUDA, but a run repeats bit for bit on the same GPU"
     )
-    val_studies: int = option(BY_RECIPE, "validation studies to measure the loss on; 0 means all", at_least=0)
-    n_samples: int = option(2, "reports to generate and print at each validation", at_least=0)
-    seed: int = option(0, "seed of the initial weights and of the order of studies", at_least=0)
+    epochs: float = option(BY_RECIPE, "passes over the training split", above=0, at_most=1000)
+    steps: int = option(0, "optimiser steps; if 0, --epochs decides", at_least=0, at_most=10**6)
+    limit: int = option(
+        0, "train on the first LIMIT studies only; 0 means all", at_least=0, at_most=MAX_STUDIES
+    )  # fmt: skip
+    max_report_tokens: int = option(
+        300, "cut longer reports to this many tokens", at_least=8, at_most=4096
+    )  # fmt: skip
+    val_every: int = option(
+        BY_RECIPE, "steps between validations; each also saves and generates samples", at_least=1,
+        at_most=10**6,
+    )  # fmt: skip
+    val_studies: int = option(
+        BY_RECIPE, "validation studies to measure the loss on; 0 means all", at_least=0, at_most=MAX_STUDIES
+    )  # fmt: skip
+    n_samples: int = option(
+        2, "reports to generate and print at each validation", at_least=0, at_most=64
+    )  # fmt: skip
+    seed: int = option(
+        0, "seed of the initial weights and of the order of studies", at_least=0, at_most=MAX_SEED
+    )  # fmt: skip
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     dtype: str = option(
         "auto", "what the language model computes in; auto is bf16 on CUDA and fp32 on a CPU",
@@ -192,24 +223,46 @@ def apply_recipe(name: str, **changes) -> TrainOptions:
 
 
 def parse_train_options(description: str, argv: list[str] | None = None):
-    """train.py's command line -> (TrainOptions, namespace of resume, describe, json).
+    """train.py's command line -> (TrainOptions, namespace of resume, describe, json, given).
 
     It is read twice: first for the recipe, then for everything, with the recipe's values as defaults.
-    UserError for an option beside --resume, which takes the options of its run."""
-    first = argparse.ArgumentParser(add_help=False)
+    UserError for an option that has no effect; --resume takes the options of its run, but MOVABLE."""
+    first = Parser(add_help=False)
     first.add_argument("--data", default=TrainOptions.data)
     first.add_argument("--recipe")
     known, _ = first.parse_known_args(argv)
     recipe = known.recipe or ("sample" if known.data == "sample" else "ours")
     options, extra = parse(TrainOptions, description, argv, EXTRA, defaults(recipe, known.data))
     if extra.resume is not None:
-        resume = argparse.ArgumentParser(add_help=False)
-        resume.add_argument("--resume", nargs="?")
-        if others := resume.parse_known_args(argv)[1]:
+        if others := sorted(map(flag, extra.given - MOVABLE)):
             raise UserError(f"--resume takes its options from the run; leave out {' '.join(others)}")
+        if extra.describe:
+            raise UserError("--describe prints what is in a data set; leave out --resume")
     if extra.json and not extra.describe:
         raise UserError("--json goes with --describe")
+    drawn = options.data == "sample" and extra.resume is None
+    refuse_without_effect(extra.given, [
+        (("root", "on_missing", "sections", "drop_redacted"), not drawn, "another --data than sample"),
+        (("split_seed",), options.split_by == "patient", "--split-by patient"),
+        (("outline_share",), options.outline, "--outline"),
+        (("grid", "projector_lr"), options.bridge != "scores", "--bridge tokens or both"),
+        (("epochs",), not options.steps, "--steps 0"),
+    ])  # fmt: skip
     return options, extra
+
+
+def moved(options: TrainOptions, given: TrainOptions, names: set[str]) -> TrainOptions:
+    """The options of a run whose data, base or vision network (`names`) is now where `given` says."""
+    return replace(options, **{name: getattr(given, name) for name in names & MOVABLE})
+
+
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
+    """The same options, for config.json: they mean the same from any folder."""
+    values = {name: getattr(options, name) for name in ("root", "base", "vision", "adapter", "cache", "out")}
+    paths = {name: v for name, v in values.items() if isinstance(v, Path) or v and os.path.exists(v)}
+    for name in {"tiny", *KNOWN} & {options.base, options.vision}:  # names, whatever lies in this folder
+        paths = {key: v for key, v in paths.items() if v != name}
+    return replace(options, **{name: type(values[name])(Path(v).absolute()) for name, v in paths.items()})
 
 
 def n_steps(options: TrainOptions, n_train: int) -> int:

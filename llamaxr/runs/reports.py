@@ -8,21 +8,25 @@ generates a shard of the batches and writes a file of its own; at the end all ro
 """
 
 import codecs
-import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..data.outline import split_outline
+from ..data.outline import OUTLINE, split_outline
 from ..data.study import Study
 from ..decoding import generate
+from ..errors import UserError, printable
+from ..files.text import parse_json, read_bytes
 from ..model import LlamaXR
 from ..tokenizer import Tokenizer
 from ..vision import StudyFeatures
-from . import distributed
-from .log import write_line, write_lines
+from . import distributed, samples
+from .log import MAX_LOG, read_log, write_line, write_lines
+from .run_folder import locked
 
 
 @torch.inference_mode()
@@ -39,30 +43,30 @@ def generate_reports(
     path: generated.jsonl. Rows that are there already are used if its first line equals `settings`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rank = distributed.rank()
-    finished = distributed.broadcast(lambda: _read_finished(path, settings))
-    unfinished = [(features, study.id) for features, study in pairs if study.id not in finished]
-    unfinished.sort(key=lambda pair: len(pair[0].views))  # prompts of equal length together
-    batches = [unfinished[i : i + batch] for i in range(0, len(unfinished), batch)]
-    own_path = path if rank == 0 else path.with_name(f"{path.stem}.{rank}.jsonl")
-    with own_path.open("a", encoding="utf-8") as file:
-        if rank:
-            write_line(file, settings)
-        for part in tqdm(
-            distributed.shard(batches), desc="reports", unit="batch", leave=False, disable=rank > 0
-        ):
-            texts = _generate(model, [features for features, _ in part], max_tokens)
-            for (_, name), text in zip(part, texts, strict=True):
-                outline, report = split_outline(text)
-                write_line(file, {"id": name, "outline": outline, "generated": report})
-    distributed.barrier()
-    finished = distributed.broadcast(lambda: _read_finished(path, settings))
+    with locked(path.parent):  # two evaluations into one folder would mix their reports
+        rank = distributed.rank()
+        finished = distributed.broadcast(lambda: _read_finished(path, settings))
+        unfinished = [(features, study.id) for features, study in pairs if study.id not in finished]
+        unfinished.sort(key=lambda pair: len(pair[0].views))  # prompts of equal length together
+        batches = distributed.shard([unfinished[i : i + batch] for i in range(0, len(unfinished), batch)])
+        own_path = path if rank == 0 else path.with_name(f"{path.stem}.{rank}.jsonl")
+        with own_path.open("a", encoding="utf-8") as file:
+            if rank:
+                write_line(file, settings)
+            for part in tqdm(batches, desc="reports", unit="batch", leave=False, disable=rank > 0):
+                texts = _generate(model, [features for features, _ in part], max_tokens)
+                for (_, name), text in zip(part, texts, strict=True):
+                    outline, report = split_outline(text)
+                    write_line(file, {"id": name, "outline": outline, "generated": report})
+        distributed.barrier()
+        finished = distributed.broadcast(lambda: _read_finished(path, settings))
     return [finished[study.id] for _, study in pairs]
 
 
 @torch.inference_mode()
 def write_samples(run: Path, line: dict, model: LlamaXR, val: list, n_samples: int, max_tokens: int) -> None:
-    """Print the validation loss and some reports beside the true ones, and add the reports to samples.jsonl.
+    """Print the validation loss and some reports beside the true ones, with what changed in them since the
+    last validation, and add the reports to samples.jsonl.
 
     line: metrics.jsonl's line of this validation. The reports, outline included, are for the n_samples
     (features, study) pairs of `val` with the longest true reports: those have findings to be wrong about.
@@ -71,12 +75,42 @@ def write_samples(run: Path, line: dict, model: LlamaXR, val: list, n_samples: i
     pairs = sorted(val, key=lambda pair: -len(pair[1].report))[:n_samples]
     if not pairs:
         return
-    texts = _generate(model, [features for features, _ in pairs], max_tokens)
-    with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
+    texts, path = _generate(model, [features for features, _ in pairs], max_tokens), run / "samples.jsonl"
+    before = {row.get("id"): row.get("generated") for row in read_log(path)} if path.is_file() else {}
+    with path.open("a", encoding="utf-8") as file:
         for (_, study), text in zip(pairs, texts, strict=True):
             sample = {"step": line["step"], "id": study.id, "reference": study.report, "generated": text}
             write_line(file, sample)
-            tqdm.write(f"  true:      {study.report}\n  generated: {text}\n")
+            tqdm.write(samples.as_text(study.id, study.report, text, before.get(study.id)) + "\n")
+
+
+def studies_of(images: list[Path], each: bool) -> list[Study]:
+    """Image files -> one study of one or two views; with `each`, a study per image. UserError for more than
+    two, and if there is no such file: with `each`, if there is none of them, as the rest can be read."""
+    if not each and len(images) > 2:
+        raise UserError(f"{len(images)} images for one study; use --each to make each image a study")
+    missing = [str(image) for image in images if not os.path.exists(image)]
+    if missing and not (each and len(missing) < len(images)):
+        raise UserError(f"no radiograph at {', '.join(missing[:3])}: check the path")
+    groups = [[image, None] for image in images] if each else [[*images, None][:2]]
+    return [Study(str(i), *group, report="", split="test") for i, group in enumerate(groups)]
+
+
+def print_stream(tokenizer: Tokenizer, steps: Iterator[list[int]], has_outline: bool) -> None:
+    """Print one report as it comes from decoding.stream. The outline is no part of it and goes to stderr."""
+    head, in_outline, pieces = "", False, decode_stream(tokenizer, steps)
+    for piece in pieces:  # until the report begins
+        head = (head + piece).lstrip()  # sentencepiece's first word starts with a space
+        in_outline = has_outline and OUTLINE.startswith(head[: len(OUTLINE)])
+        if not in_outline or "\n" in head:
+            break
+    if in_outline:
+        outline, _, head = head.partition("\n")
+        print(printable(outline), file=sys.stderr)
+    print(printable(head), end="", flush=True)
+    for piece in pieces:
+        print(printable(piece), end="", flush=True)
+    print()
 
 
 def decode_stream(tokenizer: Tokenizer, steps: Iterator[list[int]]) -> Iterator[str]:
@@ -102,11 +136,14 @@ def _read_finished(path: Path, settings: dict) -> dict[str, tuple[str, str]]:
     finished, others = {}, sorted(path.parent.glob(f"{path.stem}.*.jsonl"))
     for file in (path, *others):
         try:
-            first, *lines = file.read_text(encoding="utf-8").splitlines()
-            for line in lines if json.loads(first) == settings else ():
-                row = json.loads(line)
-                finished[row["id"]] = row["outline"], row["generated"]
-        except (OSError, ValueError, KeyError, TypeError):
+            first, *lines = read_bytes(file, MAX_LOG).splitlines()
+            for line in lines if parse_json(first) == settings else ():
+                row = parse_json(line)
+                name, outline, report = (row[key] for key in ("id", "outline", "generated"))
+                if not all(isinstance(text, str) for text in (name, outline, report)):
+                    raise ValueError("no texts")
+                finished[name] = outline, report
+        except (UserError, ValueError, KeyError, TypeError):
             pass  # no file, or its last line was cut off: what cannot be read is generated again
     rows = [{"id": name, "outline": o, "generated": text} for name, (o, text) in finished.items()]
     write_lines(path, [settings, *rows])

@@ -1,8 +1,12 @@
 """A run: the data that its options name and the model that they describe, for train, generate and eval."""
 
+import contextlib
+import itertools
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from ..errors import UserError
 from ..fast.generation import packs_in_16_bits
 from ..fast.nf4 import TiledNF4Linear
 from ..files.hub import find_base
-from ..files.vision_weights import Progress
+from ..files.vision_weights import KNOWN, Progress
 from ..lora import add_lora
 from ..model import LlamaXR
 from ..nf4 import NF4Linear
@@ -25,10 +29,10 @@ from ..prompt import study_prompt
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..vision import PATHOLOGIES, StudyFeatures, Vision
 from ..weights import load_llama, read_config
-from . import checkpoint, distributed, memory
+from . import checkpoint, distributed, log, memory, run_folder
 from .features import study_features
-from .options import from_json
-from .recipes import TrainOptions
+from .options import from_json, to_json
+from .recipes import TrainOptions, moved, with_absolute_paths
 from .vision_zoo import ImageNetVision, load_vision
 
 HOME = Path(__file__).resolve().parents[2]
@@ -56,21 +60,67 @@ def is_plain(plain: bool | None, device: torch.device) -> bool:
     return device.type == "cuda" if plain is None else plain
 
 
-def find_run(options: TrainOptions, resume: str | None) -> tuple[Path, TrainOptions]:
+def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
     """The run folder and the options of the run: a new one, or with --resume (a folder, or "" for the newest)
-    an existing one. UserError if a new run's folder exists, or there is nothing left to resume."""
+    an existing one, whose root, base and vision may have moved (`given`: what the command line gives).
+    UserError if a new run's folder is taken, a part of the run is not there, or nothing is left to do."""
     if resume is None:
         run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if run.exists():
-            raise UserError(f"{run} exists already; name another --out, or continue it with --resume {run}")
-        return run, options
-    run = Path(resume) if resume else newest_run()
-    if run is None:
-        raise UserError(f"nothing to resume: {RUNS} holds no run with a checkpoint")
-    options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
-    if checkpoint.step_of(checkpoint.last(run)) >= options.steps:
-        raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
-    return run, options
+        if options.out:
+            run_folder.check_free(run)
+    else:
+        run = Path(resume) if resume else newest_run(with_checkpoint=False)
+        if run is None:
+            raise UserError(f"nothing to resume: {RUNS} holds no run")
+        own = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
+        options = moved(own, options, given)
+        if is_finished(run, options) and (run / "loss.png").is_file():
+            raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
+    check_parts(options)
+    return run, with_absolute_paths(options)
+
+
+def is_finished(run: Path, options: TrainOptions) -> bool:
+    """Whether all steps of the run are done. It may still lack its loss.png."""
+    return checkpoint.has_checkpoint(run) and 0 < options.steps <= checkpoint.step_of(checkpoint.last(run))
+
+
+def check_parts(options: TrainOptions) -> None:
+    """UserError for a file or folder that the options name and that is not there, before anything is loaded
+    or downloaded."""
+    if options.root is not None and not options.root.exists():
+        raise UserError(f"the data set {options.root} does not exist; check --root")
+    if options.vision not in ("tiny", *KNOWN) and not Path(options.vision).is_file():
+        raise UserError(f"vision weights {options.vision} do not exist; check --vision")
+    if options.base != "tiny" and options.base.count("/") != 1:
+        base_folder(options)  # which is no hub id, so nothing is downloaded
+    (options.cache or CACHE).mkdir(parents=True, exist_ok=True)
+    if options.adapter is not None:
+        checkpoint.check_adapter(options.adapter, options.rank, options.lora_alpha)
+
+
+@contextlib.contextmanager
+def claimed(run: Path, options: TrainOptions, is_new: bool) -> Iterator[Path]:
+    """Hold the run folder while it is trained, from before anything is loaded. Yields it: the default name of
+    a new run may be taken. A new run that is refused before its first step leaves no folder. UserError if
+    another process holds it, or its logs are damaged."""
+    config = to_json(options)
+    if is_new:
+        run = distributed.broadcast(lambda: run_folder.claim(run, config, any_name=options.out is None))
+    with run_folder.locked(run):
+        if distributed.is_main_process():
+            if is_new:
+                run_folder.check_free(run)  # another process may have trained it since
+                checkpoint.write_json(run / "config.json", config)
+            elif checkpoint.has_checkpoint(run):
+                for path in filter(Path.is_file, (run / "metrics.jsonl", run / "samples.jsonl")):
+                    log.read_log(path)
+        try:
+            yield run
+        except UserError:
+            if is_new and distributed.is_main_process() and not (run / "metrics.jsonl").exists():
+                shutil.rmtree(run, ignore_errors=True)
+            raise
 
 
 def load_studies(
@@ -96,7 +146,7 @@ def load_studies(
         return table.load_studies(options.root, options.on_missing, warn)
     if data == "mimic_cxr":
         return mimic_cxr.load_studies(options.root, warn, **text, on_missing=options.on_missing)
-    root = options.root or iu_xray.fetch(cache / "iu_xray", progress)
+    root = options.root or iu_xray.fetch(cache / "iu_xray", progress, warn)
     split = {"split_by": options.split_by, "split_seed": options.split_seed}
     return iu_xray.load_studies(root, warn, **split, **text, on_missing=options.on_missing)
 
@@ -128,6 +178,15 @@ def load_features(
     return pairs
 
 
+def training_splits(options: TrainOptions, pairs: list[tuple]) -> tuple[list[tuple], list[tuple]]:
+    """The (anything, study) pairs to train on and to validate on. UserError if they are too few."""
+    train = [pair for pair in pairs if pair[1].split == "train"][: options.limit or None]
+    val = [pair for pair in pairs if pair[1].split == "val"][: options.val_studies or None]
+    if len(train) < options.batch or not val:
+        raise UserError(f"{len(train)} train, {len(val)} val studies are too few for --batch {options.batch}")
+    return train, val
+
+
 def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> tuple[str, bool]:
     """One line: the memory that a process needs to train, and what is free; and whether the blocks must be
     recomputed. UserError, with advice, if the run cannot fit, or if --batch leaves a process without a study.
@@ -139,13 +198,14 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
     folder, in_4_bits = base_folder(options), options.quantize == "nf4"
     config, tokenizer = read_config(folder / "config.json"), load_tokenizer(folder)
     prompt = longest_prompt(tokenizer, options.bridge, options.grid**2)
+    shared = shared_prompt(tokenizer, options.bridge, options.grid**2)
     rows = math.ceil(options.batch / distributed.world_size())
     reports = longest_reports(options, studies, tokenizer, rows)
     needs = {
         recompute: memory.training_needs(
             config, plain=is_plain(options.plain, device), in_4_bits=in_4_bits,
             dtype=compute_dtype(options, device), rank=options.rank, projector=(1024, options.grid),
-            prompt=prompt, reports=reports, recompute=recompute, cuda=device.type == "cuda",
+            prompt=prompt, shared=shared, reports=reports, recompute=recompute, cuda=device.type == "cuda",
         )
         for recompute in (False, True)
     }  # fmt: skip
@@ -163,9 +223,19 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
 
 def longest_prompt(tokenizer: Tokenizer, bridge: str, n_tokens: int) -> int:
     """How many tokens the prompt of a study of two views has, with n_tokens soft tokens per view."""
-    n_tokens = n_tokens if bridge != "scores" else 0
-    scores = [[0.5] * len(PATHOLOGIES)] * 2 if bridge != "tokens" else None
-    return len(study_prompt(tokenizer, [0, 1], n_tokens, scores, PATHOLOGIES))
+    return len(a_prompt(tokenizer, bridge, n_tokens, [0, 1], 0.5))
+
+
+def shared_prompt(tokenizer: Tokenizer, bridge: str, n_tokens: int) -> int:
+    """How many tokens the prompts of all studies begin with: those of two unlike ones."""
+    kinds = ([0, 1], 0.1), ([1], 0.9)  # views, scores
+    prompts = (a_prompt(tokenizer, bridge, n_tokens, *kind) for kind in kinds)
+    return sum(1 for _ in itertools.takewhile(lambda ids: ids[0] == ids[1], zip(*prompts, strict=False)))
+
+
+def a_prompt(tokenizer: Tokenizer, bridge: str, n_tokens: int, views: list[int], score: float) -> list[int]:
+    scores = [[score] * len(PATHOLOGIES)] * len(views) if bridge != "tokens" else None
+    return study_prompt(tokenizer, views, n_tokens if bridge != "scores" else 0, scores, PATHOLOGIES)
 
 
 def longest_reports(options: TrainOptions, studies: list[Study], tokenizer: Tokenizer, n: int) -> list[int]:
@@ -205,7 +275,7 @@ def build(
     progress(file, bytes done, bytes in all) reports the download of the vision weights. UserError if weights
     cannot be had, or the vision network has no scores for a bridge that needs them.
     """
-    vision = load_vision(options.vision, device, options.cache or CACHE, progress)
+    vision = load_vision(options.vision, device, options.cache or CACHE, progress, distributed.warn)
     if options.bridge != "tokens" and not vision.has_scores:
         raise UserError(
             f"--bridge {options.bridge} needs scores, which {options.vision} lacks; use --bridge tokens"
@@ -233,23 +303,36 @@ def open_run(
     the folder of the checkpoint that was loaded, the best. Joins the other processes if there are any.
     UserError if the run is missing, incomplete or damaged."""
     options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
-    step, own_device = checkpoint.best(run), distributed.init(pick_device(device))
+    checkpoint.best(run)  # none is refused now, and not after minutes
+    own_device = distributed.init(pick_device(device))
     options = replace(options, plain=is_plain(plain, own_device))
     vision, model = build(options, own_device)
-    checkpoint.load(step, model)
+    step = checkpoint.load_best(run, model)
+    while len({*distributed.all_gather(step.name)}) > 1:  # a run that is being trained saved one meanwhile
+        step = checkpoint.load_best(run, model)
     return options, vision, model.eval(), step
 
 
 def prepare_for_training(
     model: LlamaXR, options: TrainOptions, device: torch.device, recompute: bool
 ) -> None:
-    """Attach the forms of fast/ to train with that the options ask for."""
+    """Attach the forms of fast/ to train with that the options ask for. --deterministic: make torch so."""
+    if options.deterministic:
+        make_deterministic()
     if not is_plain(options.plain, device):
         fast.for_training(model)
     if recompute:
         fast.recompute_blocks(model.llama)
     if options.compile:
         fast.compile_blocks(model.llama)
+
+
+def make_deterministic() -> None:
+    """From here on, for the whole process, an operation adds up in the same order each time, or raises
+    RuntimeError if it has no form that does (docs/choices.md)."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first product, which is later
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for finding errors; a kernel per tensor
 
 
 def prepare_for_generation(model: LlamaXR, device: torch.device, rows: int, max_tokens: int) -> None:
@@ -275,7 +358,13 @@ def default_run() -> Path:
     return newest_run() or DEMO
 
 
-def newest_run() -> Path | None:
-    """The run under runs/ that was written to last and has a checkpoint; None if there is none."""
-    runs = [f for f in RUNS.glob("*") if (f / "metrics.jsonl").is_file() and any(f.glob("step-*/state.json"))]
-    return max(runs, key=lambda f: (f / "metrics.jsonl").stat().st_mtime, default=None)
+def newest_run(with_checkpoint: bool = True) -> Path | None:
+    """The run under runs/ that was written to last; None if there is none. with_checkpoint=False: also one
+    that was stopped before its first checkpoint."""
+    written = {}
+    for run in RUNS.glob("*"):
+        wanted = (run / "config.json").is_file() and run.suffix != ".tmp"
+        if wanted and (checkpoint.has_checkpoint(run) or not with_checkpoint):
+            log_file = run / "metrics.jsonl"
+            written[run] = (log_file if log_file.is_file() else run).stat().st_mtime
+    return max(written, key=written.get, default=None)

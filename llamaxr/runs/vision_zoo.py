@@ -9,7 +9,7 @@ The names and shapes of the weights tell which network they belong to. A DenseNe
 states it in its safetensors metadata, as JSON under the key "densenet".
 """
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files.download import Progress
+from ..files.text import parse_json, short
 from ..files.vision_weights import KNOWN, known_file, read_weights
 from ..vision import DENSENET121, PATHOLOGIES, Vision, check_radiographs
 
@@ -30,19 +31,20 @@ def load_vision(
     device: str | torch.device = "cpu",
     cache: Path | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> "Vision | ImageNetVision":
     """A frozen network in evaluation mode, fp32.
 
     name: "tiny" (embedded), a name in vision_weights.KNOWN (downloaded), or a weight file, safetensors or by
     torch.save. cache: folder for downloads and converted pickles; without it nothing is stored, and a name
-    that needs a download is refused. progress: called during a download.
+    that needs a download is refused. progress, tell: see `download`.
     Raises UserError where the file is missing, unreadable, hostile, or does not fit its architecture.
     """
     path = TINY_WEIGHTS if name == "tiny" else Path(name)
     if name in KNOWN:
         if cache is None:
             raise UserError(f"{name} must be downloaded from {KNOWN[name]}; give the downloaded file instead")
-        path = known_file(name, cache, progress)
+        path = known_file(name, cache, progress, tell)
     stored = read_weights(path, cache)
     tensors = dict(stored.tensors)
     try:
@@ -54,8 +56,8 @@ def load_vision(
             if op_threshs.shape != (len(PATHOLOGIES),) or not ((known > 0) & (known < 1)).all():
                 raise ValueError("op_threshs are not 18 numbers between 0 and 1")
             vision.op_threshs = op_threshs.float().clone()
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        reason = short(error, 200)
         raise UserError(
             f"{path} holds the weights of no known network ({reason}); give another file"
         ) from None
@@ -71,9 +73,17 @@ def _network_for(tensors: dict[str, Tensor], metadata: dict[str, str]) -> "Visio
         return ImageNetVision("convnext_tiny")
     if tensors["features.conv0.weight"].shape[1] == 3:
         return ImageNetVision("densenet121")
-    architecture = json.loads(metadata.get("densenet", "null")) or DENSENET121
-    if sum(architecture["block_config"]) > 200 or architecture["growth_rate"] > 200:
+    architecture = parse_json(metadata.get("densenet", "null")) or DENSENET121
+    blocks = architecture["block_config"]
+    if len(blocks) > 20 or sum(blocks) > 200 or architecture["growth_rate"] > 200 or min(blocks) < 1:
         raise ValueError("a DenseNet far larger than any known")
+    if sum(blocks) != sum(name.endswith("conv2.weight") for name in tensors):
+        raise ValueError("its metadata state another number of layers")
+    with torch.device("meta"):  # shapes without memory: a few bytes could ask for gigabytes
+        shapes = {name: p.shape for name, p in Vision(architecture).net.named_parameters()}
+    for name, shape in shapes.items():
+        if name not in tensors or tensors[name].shape != shape:
+            raise ValueError(f"{name} is missing or not of shape {tuple(shape)}")
     return Vision(architecture)
 
 

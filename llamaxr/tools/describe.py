@@ -11,9 +11,12 @@ asserted in the report).
 from collections import Counter
 from collections.abc import Sequence
 from statistics import mean, median
+from textwrap import wrap
 
 from ..data.study import SPLITS, Study
 from ..metrics.findings import find
+
+WIDTH = 100  # columns
 
 
 def is_normal(study: Study) -> tuple[bool, str]:
@@ -67,9 +70,9 @@ def describe(studies: Sequence[Study]) -> dict:
 
 
 def as_text(description: dict) -> str:
-    """The dictionary of `describe`, for a terminal."""
-    heads = ("split", "studies", "both views", "frontal only", "lateral only", "words: mean", "median",
-             "longest", "different", "normal")  # fmt: skip
+    """The dictionary of `describe`, for a terminal of WIDTH columns."""
+    heads = ("split", "studies", "both views", "frontal", "lateral", "words: mean", "median", "longest",
+             "different", "normal")  # fmt: skip
     rows = [heads]
     for split, d in description["splits"].items():
         views, words = d["views"], d["words"]
@@ -87,9 +90,10 @@ def as_text(description: dict) -> str:
         "indexed": 'its MeSH terms include "normal"',
         "labelled": "the findings labeller (metrics/findings.py) finds nothing asserted in its report",
     }
-    lines += ["", "normal: " + "; ".join(f"{meaning[name]} ({n} studies)" for name, n in sources.items())]
-    lines += ["", "one study:"]
+    normal = "; ".join(f"{meaning[name]} ({n} studies)" for name, n in sources.items())
+    lines += ["", *wrap(f"normal: {normal}", WIDTH), "", "one study:"]
     for name, value in description["study"].items():
         if value is not None:
-            lines.append(f"  {name}: {', '.join(value) if isinstance(value, list) else value}")
+            words = f"{name}: {', '.join(value) if isinstance(value, list) else value}"
+            lines += wrap(words, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(lines)

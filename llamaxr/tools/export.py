@@ -8,8 +8,9 @@ the dequantised weight, not the original checkpoint's. Rounding the sum to bf16 
 command measures how much, on a prompt with a report, and prints it.
 """
 
+import llamaxr.runs.interrupt  # noqa: F401  # isort: skip  (Ctrl-C while torch loads ends in one line)
 import argparse
-import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,15 +19,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError, one_line_errors
 from ..files.checkpoint_tensors import CheckpointTensors
+from ..files.text import read_json
 from ..llama import Llama
 from ..lora import LoRALinear
+from ..model import LlamaXR
 from ..prompt import prompt_text
 from ..runs import checkpoint
+from ..runs.options import Parser, to_json
+from ..runs.recipes import TrainOptions
 from ..runs.run import base_folder, open_run
 from ..tokenizer import Tokenizer
 
@@ -36,12 +40,11 @@ REPORT = "The heart is normal in size. The lungs are clear."
 COMPARED_TEXT = prompt_text("frontal view: lateral view:") + REPORT
 
 
-def export_adapter(checkpoint_folder: Path, base: Path, out: Path) -> None:
-    """Copy a checkpoint's adapter and projector to `out`, for peft.PeftModel.from_pretrained(base, out)."""
-    for name in ("adapter_model.safetensors", "projector.safetensors"):
-        shutil.copyfile(checkpoint_folder / name, out / name)
-    config = json.loads((checkpoint_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    checkpoint.write_json(out / "adapter_config.json", {**config, "base_model_name_or_path": str(base)})
+def export_adapter(model: LlamaXR, options: TrainOptions, base: Path, out: Path) -> None:
+    """Write the adapter for peft.PeftModel.from_pretrained(base, out)."""
+    checkpoint.write_tensors(out / "adapter_model.safetensors", checkpoint.adapter_tensors(model))
+    config = checkpoint.peft_config({**to_json(options), "base": str(base)})
+    checkpoint.write_json(out / "adapter_config.json", config)
 
 
 def export_merged(llama: Llama, base: Path, out: Path) -> None:
@@ -49,13 +52,13 @@ def export_merged(llama: Llama, base: Path, out: Path) -> None:
     weight_map, total = {}, 0
     for number, shard in enumerate(shards(merged_weights(llama)), 1):
         file = f"model-{number:05d}.safetensors"
-        save_file(shard, out / file, metadata={"format": "pt"})
+        checkpoint.write_tensors(out / file, shard, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
         total += sum(weight.nbytes for weight in shard.values())
     checkpoint.write_json(
         out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_json(base / "config.json")
     config = {k: v for k, v in config.items() if k not in ("quantization_config", "torch_dtype", "dtype")}
     checkpoint.write_json(out / "config.json", {**config, "torch_dtype": "bfloat16"})
     for pattern in TOKENIZER_FILES:
@@ -125,11 +128,8 @@ def difference(llama: Llama, tokenizer: Tokenizer, folder: Path) -> tuple[float,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m llamaxr.tools.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = Parser("python -m llamaxr.tools.export", **how)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder; its best checkpoint is exported")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist yet")
     parser.add_argument("--merge", action="store_true", help="write the whole model, adapter merged, in bf16")
@@ -137,24 +137,22 @@ def main(argv: list[str] | None = None) -> None:
     out = arguments.out
     if out.exists():
         raise UserError(f"{out} exists already; name another folder")
-    options, _, model, step = open_run(arguments.run, "cpu", plain=True)
-    base = base_folder(options)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)  # before minutes of loading: a place that cannot be written is told now
     try:
+        options, _, model, _ = open_run(arguments.run, "cpu", plain=True)
+        base, projector = base_folder(options), model.projector.state_dict()
+        checkpoint.write_tensors(temporary / "projector.safetensors", projector)
         if arguments.merge:
             export_merged(model.llama, base, temporary)
-            shutil.copyfile(step / "projector.safetensors", temporary / "projector.safetensors")
             worst, spread, same, n = difference(model.llama, model.tokenizer, temporary)
             print(f"merged in bf16: logits differ by at most {worst:.3g}, of a spread of {spread:.3g}; "
                   f"the likeliest token is the same at {same} of {n} positions", file=sys.stderr)  # fmt: skip
         else:
-            export_adapter(step, base, temporary)
-    except BaseException:
+            export_adapter(model, options, base, temporary)
+        temporary.rename(out)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    temporary.rename(out)
     print(out)
 
 

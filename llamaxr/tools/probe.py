@@ -31,6 +31,7 @@ from ..prompt import IGNORE
 from ..runs import checkpoint
 from ..runs.distributed import warn
 from ..runs.features import pooled_features
+from ..runs.log import read_lines
 from ..runs.options import DEVICE_HELP, DEVICES, from_json, option, parse
 from ..runs.recipes import TrainOptions
 from ..runs.run import (
@@ -58,9 +59,9 @@ class ProbeOptions:
         None, "generated reports, JSONL of id and generated (default: RUN/eval-SPLIT/reports.jsonl)"
     )
     below: float = option(0.5, "a score below this denies its finding", above=0, at_most=1)
-    limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0)
-    batch: int = option(8, "reports per forward pass", at_least=1)
-    seed: int = option(0, "seed of the swap", at_least=0)
+    limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0, at_most=10**7)
+    batch: int = option(8, "reports per forward pass", at_least=1, at_most=1024)
+    seed: int = option(0, "seed of the swap", at_least=0, at_most=2**63 - 1)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     root: Path | None = option(None, "folder of the data set, if it has moved since the run")
     json: bool = option(False, "print probes.json instead of the tables")
@@ -88,10 +89,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{len(evaluated)} {options.split} and {len(train)} train studies are too few; raise --limit"
         )
+    columns = labelled_columns(vision)
+    if columns and generated is not None:  # checked before minutes of work
+        check_complete(evaluated, generated, reports_file)
     model.projector.standardise(f.grids for f, _ in train[: trained.limit or None])  # as train.py does
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "studies": len(evaluated), "seed": options.seed}  # fmt: skip
-    columns = labelled_columns(vision)
     results = {"settings": settings, "features": probe_features(train, evaluated, columns)}
     texts = [with_outline(s.report) if trained.outline else s.report for _, s in evaluated]
     results["perplexity"] = probe_fine_tuning(model, step, [f for f, _ in evaluated], texts, options)
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     elif generated is None:
         warn(f"{reports_file} does not exist, so no reports are compared with the scores; run eval.py first")
     else:
-        results["denied"] = probe_denials(evaluated, generated, reports_file, columns, options)
+        results["denied"] = probe_denials(evaluated, generated, columns, options)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "probes.json", results)
     print(json.dumps(results) if options.json else as_text(results))
@@ -223,19 +226,22 @@ def study_scores(studies: Sequence[StudyFeatures]) -> np.ndarray:
     return np.stack([f.scores.amax(dim=0).numpy() for f in studies])
 
 
-def probe_denials(
-    evaluated: Sequence[Pair],
-    generated: dict[str, str],
-    reports_file: Path,
-    columns: dict[str, list[int]],
-    options: ProbeOptions,
-) -> dict:
-    """How often each group of reports asserts what the scores deny (probes.denials)."""
+def check_complete(evaluated: Sequence[Pair], generated: dict[str, str], reports_file: Path) -> None:
+    """UserError unless there is a report of each study."""
     missing = [study.id for _, study in evaluated if study.id not in generated]
     if missing:
         raise UserError(
             f"{reports_file} lacks {len(missing)} studies, the first {missing[0]}: run eval.py on all of them"
         )
+
+
+def probe_denials(
+    evaluated: Sequence[Pair],
+    generated: dict[str, str],
+    columns: dict[str, list[int]],
+    options: ProbeOptions,
+) -> dict:
+    """How often each group of reports asserts what the scores deny (probes.denials)."""
     own = [generated[study.id] for _, study in evaluated]
     swapped = [own[i] for i in baselines.derangement(len(own), options.seed)]
     reports = {"generated": own, "true": [study.report for _, study in evaluated], "swapped": swapped}
@@ -247,11 +253,7 @@ def probe_denials(
 
 def read_reports(path: Path) -> dict[str, str]:
     """Study id -> its generated report, from a JSONL file like eval.py's reports.jsonl."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {row["id"]: row["generated"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no JSONL of id and generated ({error!r}); fix or remove it") from None
+    return {row["id"]: row["generated"] for row in read_lines(path, ("id", "generated"))}
 
 
 # The tables for a terminal

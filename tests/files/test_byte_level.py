@@ -128,7 +128,7 @@ def test_merges_that_make_no_sense_are_refused(folder, merges):
 
 @pytest.mark.parametrize("more", [
     {"qz": -1}, {"qz": 1.5}, {"qz": True}, {"qz": 2**40}, {"qz": 1e400}, {"qz": []}, {"qz": 441, "zq": 441},
-    {"\ud800": 441}, [], None, "abc",
+    [], None, "abc",
 ])  # fmt: skip
 def test_a_vocabulary_that_makes_no_sense_is_refused(folder, more):
     vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -151,9 +151,10 @@ def test_no_merge_makes_a_control_token(folder):
         load_tokenizer(folder)
 
 
-def test_a_word_rule_that_is_no_regular_expression_is_refused(folder):
+@pytest.mark.parametrize("words", ["(a", r"(\w*)*!", r"\p{L}+"])  # the second takes for ever on "aaaa..."
+def test_a_word_rule_that_is_not_known_is_refused(folder, words):
     rule = json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"]
-    rule["pretokenizers"][0]["pattern"]["Regex"] = "(a"
+    rule["pretokenizers"][0]["pattern"]["Regex"] = words
     edit(folder / "tokenizer.json", pre_tokenizer=rule)
-    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+    with pytest.raises(UserError, match="pre-tokenizer .* is not supported"):
         load_tokenizer(folder)

@@ -1,6 +1,7 @@
 """Downloads from a local server that stalls, breaks off and states false lengths; hostile archives."""
 
 import gzip
+import hashlib
 import io
 import ssl
 import tarfile
@@ -12,8 +13,10 @@ import pytest
 
 from llamaxr.data import iu_xray
 from llamaxr.errors import UserError
+from llamaxr.files import archive as archive_module
 from llamaxr.files import download as module
-from llamaxr.files.download import download, unpack
+from llamaxr.files.archive import unpack
+from llamaxr.files.download import download
 
 BODY = bytes(range(256)) * 4000  # about a megabyte
 FAST = {"timeout": 0.3, "pause": 0.01}
@@ -63,7 +66,10 @@ def serve(handler, start, send=None, length=None, ranges=True, body=BODY):
 def test_a_file_arrives_complete_with_progress_and_nothing_else_is_left(server, tmp_path):
     calls = []
     path = download(server.url, tmp_path / "new" / "file.tgz", lambda *args: calls.append(args))
-    assert path.read_bytes() == BODY and [p.name for p in path.parent.iterdir()] == ["file.tgz"]
+    assert path.read_bytes() == BODY and sorted(p.name for p in path.parent.iterdir()) == [
+        "file.tgz",
+        "file.tgz.sha256",
+    ]
     assert calls[-1] == ("file.tgz", len(BODY), len(BODY)) and calls == sorted(calls)
 
 
@@ -188,7 +194,7 @@ def test_a_token_is_not_sent_to_where_its_host_redirects(server, tmp_path):
 
 
 def test_a_broken_tls_connection_is_opened_again(server, tmp_path, monkeypatch):
-    real, n = module.urllib.request.urlopen, []
+    real, n = module._OPENER.open, []
 
     def urlopen(*args, **kwargs):
         n.append(0)
@@ -196,13 +202,65 @@ def test_a_broken_tls_connection_is_opened_again(server, tmp_path, monkeypatch):
             raise ssl.SSLError(1, "record layer failure")  # as a read raises it, without URLError around it
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(module._OPENER, "open", urlopen)
     assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
 
 
 def test_a_local_file_is_no_address(tmp_path):
-    with pytest.raises(UserError, match="not an http"):
+    with pytest.raises(UserError, match="not an https"):
         download("file:///etc/hostname", tmp_path / "f")
+
+
+@pytest.mark.parametrize("url", ["http://example.org/f", "ftp://127.0.0.1/f", "https.example/f", "f"])
+def test_only_https_is_spoken(tmp_path, url):
+    with pytest.raises(UserError, match="not an https"):
+        download(url, tmp_path / "f")
+
+
+@pytest.mark.parametrize("to", ["http://example.org/f", "ftp://127.0.0.1/f", "file:///etc/hostname"])
+def test_a_redirect_to_anything_but_https_is_not_followed(server, tmp_path, to):
+    def redirect(handler, start):
+        handler.send_response(302)
+        handler.send_header("Location", to)
+        handler.end_headers()
+
+    server.behave = redirect
+    with pytest.raises(UserError, match="not https: not followed|302"):
+        download(server.url, tmp_path / "f", **FAST)
+
+
+def test_https_never_leads_to_http_on_this_machine():
+    assert module._is_safe("https://b.org/f", "https://a.org/f")
+    assert not module._is_safe("http://127.0.0.1/f", "https://a.org/f")
+    assert not module._is_safe("http://localhost.a.org/f", "http://localhost/f")
+
+
+def test_the_first_downloads_hash_is_kept_and_told_and_a_change_refused(server, tmp_path):
+    told, digest = [], hashlib.sha256(BODY).hexdigest()
+    path = download(server.url, tmp_path / "f", tell=told.append)
+    assert len(told) == 1 and digest in told[0]
+    assert (tmp_path / "f.sha256").read_text() == f"{digest}  f\n"  # in sha256sum's form
+    path.unlink()
+    assert download(server.url, path, tell=told.append).read_bytes() == BODY and len(told) == 1
+    path.unlink()
+    server.behave = lambda handler, start: serve(handler, start, body=BODY[:-1] + b"x")
+    with pytest.raises(UserError, match="not the file that is expected.*f.sha256"):
+        download(server.url, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.sha256"]
+
+
+@pytest.mark.parametrize("n_digits", [8, 64])
+def test_a_known_hash_is_held_against_what_comes_and_what_is_there(server, tmp_path, n_digits):
+    digest = hashlib.sha256(BODY).hexdigest()[:n_digits]
+    path = download(server.url, tmp_path / "f", sha256=digest)
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    with pytest.raises(UserError, match="not the file that is expected"):
+        download(server.url, tmp_path / "g", sha256="0" * n_digits)
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match="not the file that is expected"):
+        download(server.url, path, sha256=digest)
+    assert path.read_bytes() == b"mine"  # what the user has put there is not deleted
 
 
 def test_a_disk_without_enough_space_is_reported_before_it_is_full(server, tmp_path, monkeypatch):
@@ -260,6 +318,9 @@ def test_files_of_the_suffix_come_out_side_by_side(tmp_path):
         link("pipe.xml", "", tarfile.FIFOTYPE),
         ("2.xml", b"twice"),
         (".hidden.xml", b"x"),
+        ("n" * 300 + ".xml", b"x"),
+        ("a b.xml", b"x"),
+        ("\x1b[2J.xml", b"x"),
     ],
 )
 def test_an_archive_with_a_hostile_member_is_refused(tmp_path, member):
@@ -296,11 +357,66 @@ def test_a_flipped_bit_is_noticed_by_the_checksum(tmp_path):
 
 
 def test_an_archive_without_bounds_is_refused(tmp_path, monkeypatch):
-    for bound, value in (("MAX_FILES", 1), ("MAX_FILE", 3), ("MAX_TOTAL", 6)):
+    for bound, value in (("MAX_FILES", 0), ("MAX_FILE", 3), ("MAX_TOTAL", 600)):
         path = archive(tmp_path / "a.tgz", ("1.xml", b"<a/>"), ("2.xml", b"<b/>"))
         with monkeypatch.context() as patch, pytest.raises(UserError, match="bounds"):
-            patch.setattr(module, bound, value)
+            patch.setattr(archive_module, bound, value)
             unpack(path, tmp_path / "out", ".xml")
+
+
+def test_macos_own_files_beside_the_real_ones_are_passed_over(tmp_path):
+    path = archive(tmp_path / "a.tgz", ("in/._1.xml", b"attributes"), ("in/1.xml", b"<a/>"))
+    assert [p.name for p in unpack(path, tmp_path / "out", ".xml").iterdir()] == ["1.xml"]
+
+
+def test_folders_and_notes_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive_module, "MAX_FILES", 10)
+    for members in (
+        [folder("in")] * 11,
+        [("n" * 120 + f"{i}.txt", b"") for i in range(6)],
+    ):  # two headers each
+        with pytest.raises(UserError, match="bounds"):
+            unpack(archive(tmp_path / "a.tgz", *members, ("1.xml", b"")), tmp_path / "out", ".xml")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [400_000, 7 * 10**9])
+def test_a_header_that_is_no_name_but_an_attack_is_refused_unread(tmp_path, kind, size):
+    note = tarfile.TarInfo("note")
+    note.type, note.size = kind, size
+    raw = note.tobuf(tarfile.GNU_FORMAT) + b"9" * 400_000
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(raw))
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="too long names"):
+        unpack(tmp_path / "a.tgz", tmp_path / "out", ".xml")
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    "behind", [b"", bytes(1024)]
+)  # inside a member that is passed over, and after the end
+def test_zeros_that_unpack_without_end_are_given_up(tmp_path, monkeypatch, behind):
+    monkeypatch.setattr(archive_module, "LEAST_TOTAL", 2**20)
+    filler = tarfile.TarInfo("filler.bin")
+    filler.size = 0 if behind else 2**26
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(filler.tobuf() + behind + bytes(2**26)))
+    with pytest.raises(UserError, match="unpacks to far more"):
+        unpack(tmp_path / "a.tgz", tmp_path / "out", ".xml")
+
+
+def test_an_archive_that_is_not_packed_is_read_too(tmp_path):
+    path = archive(tmp_path / "a.tgz", ("1.xml", b"<a/>"))
+    path.write_bytes(gzip.decompress(path.read_bytes()))  # as some browsers do on their own
+    assert (unpack(path, tmp_path / "out", ".xml") / "1.xml").read_bytes() == b"<a/>"
+
+
+def test_the_hash_of_a_broken_archive_is_not_held_against_the_next(tmp_path):
+    path = tmp_path / "a.tgz"
+    path.write_bytes(b"<html>log in first</html>")
+    (tmp_path / "a.tgz.sha256").write_text("0" * 64)
+    with pytest.raises(UserError, match="was deleted"):
+        unpack(path, tmp_path / "out", ".xml")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path):

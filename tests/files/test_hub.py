@@ -85,7 +85,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(snapshot, tmp_path, monkeypa
 def test_an_incomplete_snapshot_is_completed_by_download(snapshot, base, monkeypatch, lost):
     (snapshot / lost).resolve().unlink()  # the link is there, its blob is not
 
-    def network(repo_id, allow_patterns, ignore_patterns):
+    def network(repo_id, allow_patterns, ignore_patterns, revision=None):
         assert not {"*.bin", "*.pth", "*.py", "*"} & set(allow_patterns)  # no pickle, no code
         if "*.safetensors" not in ignore_patterns:
             shutil.copy(base / lost, (snapshot / lost).parent / os.readlink(snapshot / lost))
@@ -100,12 +100,13 @@ def test_weights_are_downloaded_into_the_cache_where_the_hub_has_them(snapshot, 
     (snapshot / "model.safetensors").unlink()
     blob, fetched = cache / "models--someone--Tiny-Llama.1" / "blobs" / ("f" * 64), []
 
-    def network(repo_id, allow_patterns, ignore_patterns):
+    def network(repo_id, allow_patterns, ignore_patterns, revision=None):
         if "*.safetensors" not in ignore_patterns:
             os.symlink(f"../../blobs/{blob.name}", snapshot / "model.safetensors")  # the blob is there by now
         return str(snapshot)
 
-    def download(url, target, progress, headers):
+    def download(url, target, progress, sha256, headers):
+        assert sha256 == target.name
         fetched.append((url, target, headers["authorization"]))
         progress(target.name, 10, 10)
         shutil.copy(base / "model.safetensors", target)

@@ -93,7 +93,8 @@ def test_what_is_no_llamas_is_refused_by_its_field_on_one_line(read, field, valu
     with pytest.raises(UserError) as caught:
         read(**{field: value})
     message = str(caught.value)
-    assert "config.json: " in message and field in message
+    # The JSON reader refuses what is no number, or has hundreds of digits, before a field is looked at.
+    assert "config.json: " in message and field in message or "config.json is damaged" in message
     assert "\n" not in message and len(message) < 500
 
 
@@ -108,7 +109,8 @@ def test_what_is_no_llamas_is_refused_by_its_field_on_one_line(read, field, valu
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
 def test_rotary_frequencies_that_are_not_llamas_are_refused(read, place, field, value):
     rope = {k: v for k, v in (SCALING | {field: value}).items() if v is not ...}
-    with pytest.raises(UserError, match=rf"config\.json: .*{field}"):
+    no_number = r"config\.json is damaged \((NaN|Infinity) is no number"  # so says the JSON reader
+    with pytest.raises(UserError, match=rf"config\.json: .*{field}|{no_number}"):
         read(**{"rope_scaling": None, place: rope})
 
 
@@ -132,7 +134,7 @@ def test_other_quantisations_are_refused_by_name(read, changes, named):
 ])  # fmt: skip
 def test_what_is_no_json_object_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json .*download it again") as caught:
+    with pytest.raises(UserError, match=r"config\.json is damaged .*give the folder") as caught:
         read_config(tmp_path / "config.json")
     assert "\n" not in str(caught.value)
 
@@ -150,5 +152,5 @@ def test_no_file_a_folder_and_a_pipe_are_refused(tmp_path):
     path = tmp_path / "config.json"
     for make in (lambda: None, lambda: os.mkfifo(path), lambda: (path.unlink(), path.mkdir())):
         make()
-        with pytest.raises(UserError, match=r"config\.json is missing"):
+        with pytest.raises(UserError, match=r"config\.json is (missing|no file)"):
             read_config(path)

@@ -51,7 +51,7 @@ def test_a_file_of_gigabytes_is_not_read(folder, name):
         (folder / "tokenizer.json").unlink()
     with open(folder / name, "wb") as file:
         file.truncate(1 << 40)  # sparse: takes no disk space
-    with pytest.raises(UserError, match=f"{name} has over 256 MiB"):
+    with pytest.raises(UserError, match=f"{name} has more than 33554432 bytes"):
         load_tokenizer(folder)
 
 

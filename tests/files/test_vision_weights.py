@@ -79,16 +79,20 @@ def test_safetensors_are_hashed_as_they_are(tmp_path):
 def test_a_known_name_is_downloaded_from_its_published_address_into_the_cache(tmp_path, monkeypatch):
     requests = []
 
-    def download(url, target, progress):
+    def download(url, target, progress, sha256, tell):
         requests.append((url, target, progress))
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(WEIGHTS, target)
+        return target
 
     monkeypatch.setattr(vision_weights, "download", download)
     name, progress = "densenet121-res224-all", lambda *_: None
     path = known_file(name, tmp_path, progress)
     assert requests == [(KNOWN[name], path, progress)] and path.is_relative_to(tmp_path)
     assert path.name.startswith("nih-pc-chex-mimic_ch-google-openi-kaggle-densenet121-d121-tw-lr001-")
+    monkeypatch.undo()
+    by_hand = tmp_path / "weights" / "vit_b_16-c867db91.pth"
+    by_hand.write_bytes(b"another")
     with pytest.raises(UserError, match="vit_b_16-c867db91.pth is not the file"):  # by the hash in its name
         known_file("vit_b_16-imagenet", tmp_path)
     with pytest.raises(UserError, match="best.pt holds the weights of no known network"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llamaxr.metrics.agreement import outcomes, pooled, score, tally
+from llamaxr.metrics.agreement import RATES, outcomes, pooled, score, tally
 from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 
 TRUTH = [frozenset({"effusion", "nodule"}), frozenset(), frozenset({"device"})]
@@ -52,20 +52,45 @@ def test_every_number_has_an_interval_around_it_and_is_json():
     got = json.loads(json.dumps(score(TRUTH * 20, PREDICTED * 20)))
     for line in (got, *got["per_class"].values()):
         for head, (low, high) in line["intervals"].items():
-            assert low <= line[head] <= high
+            assert low is line[head] is None or low <= line[head] <= high
         assert set(line) - {"intervals", "per_class"} == set(line["intervals"])
     right = got["per_class"]["effusion"]["intervals"]["right"]
     assert right == pytest.approx([20 - 1.96 * (60 * 2 / 9) ** 0.5, 20 + 1.96 * (60 * 2 / 9) ** 0.5], abs=1)
     assert got["intervals"]["micro_f1"][0] < got["intervals"]["micro_f1"][1]
 
 
-def test_silence_earns_nothing():
-    silent = score([frozenset({"nodule"}), frozenset()], [frozenset(), frozenset()])
-    empty = score([], [])
-    for got in (silent, empty):
-        assert got["micro_precision"] == got["micro_recall"] == got["micro_f1"] == got["macro_f1"] == 0.0
-        assert got["example_f1"] == 0.0 and got["per_class"].keys() == set(CLASSES)
-    assert silent["per_class"][NO_FINDING]["right"] == 1  # listed, but not in the means
+@pytest.mark.parametrize(
+    ("truth", "predicted", "precision", "recall", "f1"),
+    [("nodule", "", None, 0, 0), ("", "nodule", 0, None, None), ("", "", None, None, None),
+     ("nodule", "effusion", 0, 0, 0), ("nodule", "nodule", 1, 1, 1)],
+)  # fmt: skip
+def test_what_is_undefined_is_none_and_never_zero(truth, predicted, precision, recall, f1):
+    got = score([frozenset(truth.split()), frozenset()], [frozenset(predicted.split()), frozenset()])
+    for mean in ("micro", "macro", "example"):
+        assert [got[f"{mean}_{rate}"] for rate in RATES] == [precision, recall, f1]
+    assert got["per_class"].keys() == set(CLASSES) and got["sides_right"] is None
+    assert got["per_class"][NO_FINDING]["right"] == 1 + (not truth and not predicted)  # not in the means
+    assert score([], [])["micro_f1"] is None
+
+
+def test_groups_of_classes_have_means_of_their_own():
+    truth, predicted = [frozenset({"effusion", "scar"}), frozenset()], [frozenset({"effusion"}), {"edema"}]
+    got = score(truth, predicted)
+    assert got["critical_micro_precision"] == 1 / 2 and got["critical_micro_recall"] == 1
+    assert got["critical_micro_f1"] == 2 / 3 and got["critical_macro_f1"] == 1 / 2  # effusion 1, edema 0
+    assert got["chexpert_5_macro_f1"] == 1 / 2 and got["micro_f1"] == 2 / 4
+    assert got["chexpert_14_macro_f1"] == pytest.approx(1 / 3)  # and "no finding" 0
+    names = CLASSES[1:6]
+    assert score(truth, predicted, names)["chexpert_5_micro_recall"] == 1  # of the classes that are scored
+
+
+def test_the_share_of_sides_is_of_those_that_both_name():
+    side = lambda *of: {"effusion": frozenset(of)}
+    pairs = [(side("left"), side("left")), (side("left"), side("right")), (side("left"), side()),
+             (side("left", "right"), side("left", "right")), ({}, side("left"))]  # fmt: skip
+    got = score(*zip(*pairs, strict=True))
+    assert got["sides_named"] == 3 and got["sides_right"] == pytest.approx(2 / 3)
+    assert got["per_class"]["effusion"]["right"] == 3
 
 
 def test_no_finding_is_in_the_means_if_it_is_among_the_classes():

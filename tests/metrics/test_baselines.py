@@ -5,7 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llamaxr.metrics.baselines import constant_report, derangement, nearest_reports, random_reports
+from llamaxr.metrics.baselines import (
+    constant_report,
+    derangement,
+    nearest_reports,
+    random_reports,
+    template_reports,
+)
 from llamaxr.metrics.overlap import score
 
 
@@ -123,3 +129,24 @@ def test_of_equally_near_images_the_first_wins():
 def test_each_training_image_needs_its_report():
     with pytest.raises(AssertionError):
         nearest_reports(np.ones((2, 3)), ["a"], np.ones((1, 3)))
+
+
+def test_a_template_tells_an_outline_in_training_sentences_and_drops_what_does_not_fit():
+    normal = "The heart is normal in size. No effusion. The lungs are clear."
+    large = "The heart is enlarged. No effusion. The lungs are clear."
+    fluid = "The heart is normal in size. There is a left effusion. The lungs are clear."
+    left, none = frozenset({"left"}), frozenset()
+    train = [normal] * 5 + [large] * 3 + [fluid] * 2 + ["Cardiomegaly and nodule. The lungs are clear."]
+    told = template_reports(
+        [{}, {"cardiomegaly": none}, {"effusion": left}, {"cardiomegaly": none, "effusion": left},
+         {"nodule": none, "fracture": left}],
+        train, normal,
+    )  # fmt: skip
+    assert told[:3] == [
+        normal,
+        large,
+        "There is a left effusion. The heart is normal in size. The lungs are clear.",
+    ]
+    assert told[3] == "The heart is enlarged. There is a left effusion. The lungs are clear."
+    assert told[4].startswith("There is nodule. There is left fracture. ")  # no training sentence tells these
+    assert template_reports([], [], "") == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llamaxr.metrics.bootstrap as module
-from llamaxr.metrics.bootstrap import bootstrap
+from llamaxr.metrics.bootstrap import bootstrap, interval, sample
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
@@ -40,6 +40,23 @@ def test_a_ratio_of_sums_equals_that_of_studies_drawn_one_by_one():
 def test_two_equal_systems_differ_by_nothing_in_every_resample():
     x = np.random.default_rng(4).random((50, 1))
     assert (bootstrap(np.hstack([x, x]), lambda sums: sums[:, :1] - sums[:, 1:]) == 0).all()
+
+
+def test_a_difference_of_samples_is_resampled_in_pairs():
+    x = np.random.default_rng(6).random((40, 2))
+    a, b = (sample(x[:, i : i + 1], lambda sums: sums / 40) for i in (0, 1))
+    expected = bootstrap(x[:, :1] - x[:, 1:], lambda sums: sums / 40)
+    assert interval(a - b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_undefined_score_has_no_interval_and_an_undefined_resample_counts_zero():
+    def share(sums):
+        nan = np.full((len(sums), 1), np.nan)
+        return np.divide(sums[:, :1], sums[:, 1:], out=nan, where=sums[:, 1:] > 0)
+
+    assert np.isnan(bootstrap(np.zeros((9, 2)), share)).all()
+    one_of_40 = np.eye(40)[:, :1].repeat(2, 1)  # right, in the only study that counts
+    assert bootstrap(one_of_40, share).tolist() == [[1, 0, 1]]
 
 
 def test_equal_seeds_give_equal_intervals_in_blocks_of_any_size(monkeypatch):

@@ -6,6 +6,7 @@ import os
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,20 @@ def test_an_archive_other_than_open_is_is_refused_in_one_line(tmp_path, text, me
     with pytest.raises(UserError, match=message) as error:
         benchmark.read_reports(archive(tmp_path / "reports.tgz", text=text))
     assert "\n" not in str(error.value)
+
+
+def test_radlabels_wheel_is_scored_whole_and_by_body_and_another_file_is_refused(tmp_path):
+    path = tmp_path / "radlabels.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("radlabels/samples/synthetic_labels.json", json.dumps(
+            {"a": {"pneumothorax": "uncertain", "pleural_effusion": "definitely present"}}))  # fmt: skip
+        wheel.writestr("radlabels/samples/synthetic_reports/a.txt",
+                       "REASON: cardiomegaly.\nFINDINGS: Left effusion.")  # fmt: skip
+    result = benchmark.compare_radlabels(benchmark.read_radlabels(path))
+    assert result["whole"]["micro_precision"][0] == 0.5 and result["body"]["micro_f1"][0] == 1
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="is not radlabels' wheel"):
+        benchmark.read_radlabels(path)
 
 
 def test_files_that_are_neither_an_archive_nor_a_split_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from PIL import Image
 
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
-from llamaxr.metrics import table
+from llamaxr.metrics import table, verdicts
 from llamaxr.metrics.findings import FINDINGS
 from llamaxr.report_page import page as report_page
 from llamaxr.runs.features import study_features
@@ -43,6 +44,16 @@ TEXTS = (  # id, reference, generated
 )
 
 
+class Score(dict):
+    """Of each pair of texts."""
+
+    def __contains__(self, pair):
+        return True
+
+    def __getitem__(self, pair):
+        return 0.25 + 0.5 * (pair[0] == pair[1])
+
+
 def evaluation_of(texts):
     references, predictions = [r for _, r, _ in texts], [g for _, _, g in texts]
     train = ["The lungs are clear.", "The heart is enlarged.", "There is scoliosis."]
@@ -55,10 +66,11 @@ def results():
     """TEXTS' results. Pages of other texts show the same tables: only their studies are tested."""
     evaluation = evaluation_of(TEXTS)
     constant = "The heart is enlarged."
+    evaluation = replace(evaluation, extra={"GREEN": table.Extra(Score())})
     systems = {table.SYSTEM: evaluation.predictions, table.CONSTANT: [constant] * len(TEXTS)}
     groups = table.evaluate(evaluation, systems, table.Scorer(evaluation))
     return {"settings": {"score": "x.jsonl", "studies": len(TEXTS)}, "groups": groups,
-            "in_words": table.plain_words(groups), "constant_report": constant}  # fmt: skip
+            "in_words": verdicts.in_words(groups), "constant_report": constant}  # fmt: skip
 
 
 def write_page(path, texts=TEXTS, views_of=None, seed=0):
@@ -125,6 +137,22 @@ def test_words_of_two_findings_carry_both_marks():
     outcome_of = {"effusion": "right", "pneumothorax": "missed"}
     (mark,) = [m for _, m in report_page.marked_pieces("A hydropneumothorax.", outcome_of, "missed") if m]
     assert {name for name, _, _ in mark} == {"effusion", "pneumothorax"}
+
+
+def test_a_long_report_costs_what_it_is_long():
+    report = "The heart is enlarged. No effusion. " * 3_300  # 20,000 words
+    began = time.process_time()
+    pieces = report_page.marked_pieces(report, {"cardiomegaly": "right", "effusion": "missed"}, "missed")
+    assert time.process_time() - began < 5  # comparing every mark with every piece took 40
+    assert "".join(text for text, _ in pieces) == report and sum(map(bool, (m for _, m in pieces))) == 6_600
+
+
+def test_labels_of_another_labeller_decide_what_is_right(tmp_path):
+    label = {"A": {"effusion": frozenset()}, "B": {}}.get
+    evaluation = replace(evaluation_of([("x", "A", "B")]), label=label, findings=[label("A")])
+    rows = [{"id": "x", "reference": "A", "generated": "B"}]
+    report_page.write(tmp_path / "report.html", results(), rows, evaluation, table.titles())
+    assert data_of(tmp_path / "report.html")["studies"][0]["findings"] == {"effusion": ["missed", [], []]}
 
 
 def test_the_worst_studies_come_first(tmp_path):
@@ -281,8 +309,11 @@ def review(browser, with_images):
 def test_it_renders_the_tables_and_the_worst_study_with_its_films(page):
     (head,) = page.texts("#settings")
     assert head == "score x.jsonl · studies 5"
-    assert [t for t in page.texts("#scores tr:first-child td:first-child") if t == "system"] == ["system"] * 4
-    assert page.texts("#scores tr.outline td:first-child") == ["outline"]  # scored as findings only
+    assert [t for t in page.texts("#scores tr:first-child td:first-child") if t == "system"] == ["system"] * 6
+    assert page.texts("#scores tr.outline td:first-child") == ["outline"] * 2  # scored as findings only
+    assert "true reports" in page.texts("#scores td:first-child") and "GREEN" in page.texts("#scores th")
+    lead = verdicts.told(results()["groups"]["all"]["differences"]["constant"]["llama_xr"]["bleu_1"])
+    assert page.texts("#scores tr.constant small.lead")[0] == lead  # paired, below the floor's score
     f1 = page.js("data.writers.all.system.findings.micro_f1[0].toFixed(3)")
     assert any(text.startswith(f1) for text in page.texts("#scores tr.system td"))
     assert page.study() == "two" and len(page.listed()) == len(TEXTS)
@@ -293,6 +324,8 @@ def test_it_renders_the_tables_and_the_worst_study_with_its_films(page):
 
 def test_the_tables_change_with_the_group(page):
     page.choose("group", "normal")
+    head = page.js("[...document.querySelectorAll('#scores th')].map(e => e.textContent)")
+    assert "micro-precision" in head and "micro-f1" not in head  # undefined: nothing is true
     value, low, high = page.js("data.writers.normal.system.llama_xr.bleu_1")
     assert page.texts("#scores tr.system td")[1] == f"{value:.3f}{low:.3f}–{high:.3f}"
     assert value != page.js("data.writers.all.system.llama_xr.bleu_1[0]")

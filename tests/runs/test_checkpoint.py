@@ -1,12 +1,13 @@
 import errno
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from llamaxr.errors import UserError
 from llamaxr.lora import add_lora
@@ -62,7 +63,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(base, tmp_path, m
     model, _ = assemble(base, 1)
     checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5)
 
-    def full(tensors, path):
+    def full(tensors, path, metadata):
         if path.name == "projector.safetensors":  # the adapter still had room
             path.write_bytes(b"half")
             raise error
@@ -101,7 +102,7 @@ def test_a_checkpoint_of_another_shape_or_version_is_refused(base, tmp_path):
 
 def test_a_checkpoint_of_another_base_is_refused(base, tmp_path):
     model, _ = assemble(base, 1)
-    folder = checkpoint.save(tmp_path / "run", model, OPTIONS, 1, 0.5)
+    folder = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5)
     write_base(tmp_path / "wide", head_dim=32)
     with pytest.raises(UserError, match="shape"):
         checkpoint.load(folder, assemble(tmp_path / "wide", 1)[0])
@@ -129,6 +130,84 @@ def test_a_state_that_cannot_be_is_refused_by_its_folder(base, tmp_path, values)
     state.write_text(json.dumps(json.loads(state.read_text()) | values))
     with pytest.raises(UserError, match="step-000001"):
         checkpoint.best(tmp_path)
+
+
+def test_a_half_checkpoint_never_makes_the_others_unreadable(base, tmp_path, capsys):
+    model, _ = assemble(base, 1)
+    for step in (1, 2):
+        checkpoint.save(tmp_path, model, OPTIONS, step, 0.5 - step / 10)
+    (tmp_path / "step-000003").mkdir()  # as an older version left it, killed as it deleted one
+    (tmp_path / "step-000004").mkdir()
+    (tmp_path / "step-000004" / "state.json").write_text("{")
+    for choose in (checkpoint.best, checkpoint.last):
+        assert choose(tmp_path).name == "step-000002"
+        err = capsys.readouterr().err
+        assert err.count("warning: ") == 2 and "step-000003" in err and "It is left out" in err
+    checkpoint.save(tmp_path, model, OPTIONS, 5, 0.1)
+    assert checkpoint.best(tmp_path).name == "step-000005"
+
+
+@pytest.mark.parametrize("file", ["state.json", "adapter_model.safetensors", "projector.safetensors"])
+def test_a_reader_takes_the_next_checkpoint_where_training_has_deleted_the_one_it_reads(
+    base, tmp_path, monkeypatch, file
+):
+    writer, reader = assemble(base, 1)[0], assemble(base, 2)[0]
+    checkpoint.save(tmp_path, writer, OPTIONS, 1, 0.5)
+    real = {"state.json": "read_json", "tensors": "read_tensors"}[
+        "state.json" if "json" in file else "tensors"
+    ]
+    read, saved = getattr(checkpoint, real), []
+
+    def read_late(path, *rest):
+        if path.name == file and not saved:
+            saved.append(True)
+            checkpoint.save(tmp_path, writer, OPTIONS, 2, 0.4)  # deletes step 1
+        return read(path, *rest)
+
+    monkeypatch.setattr(checkpoint, real, read_late)
+    assert checkpoint.load_best(tmp_path, reader).name == "step-000002"
+    ours, theirs = checkpoint.adapter_tensors(reader), checkpoint.adapter_tensors(writer)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_deleted_run_folder_does_not_come_back_in_pieces(base, tmp_path):
+    with pytest.raises(UserError, match="was deleted"):
+        checkpoint.save(tmp_path / "gone", assemble(base, 1)[0], OPTIONS, 1, 0.5)
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamW8bit])
+@pytest.mark.parametrize("damage", ["shape", "dtype", "missing", "extra", "nan"])
+def test_an_optimisers_state_of_another_shape_type_or_name_is_refused(base, tmp_path, kind, damage):
+    model, optimizer = assemble(base, 1, kind=kind)
+    optimizer.step()
+    file = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5, optimizer) / "optimizer.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith((".exp_avg", ".state1")))
+    change = {
+        "shape": lambda t: t.flatten(), "dtype": lambda t: t.to(torch.float64),
+        "nan": lambda t: torch.full_like(t, torch.nan, dtype=torch.float32),
+    }  # fmt: skip
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "extra":
+        tensors["x.exp_avg"] = tensors[name]
+    else:
+        tensors[name] = change[damage](tensors[name])
+    save_file({n: t.clone() for n, t in tensors.items()}, file)
+    with pytest.raises(UserError, match="optimizer.safetensors.*start a new run"):
+        checkpoint.load(file.parent, *assemble(base, 2, kind=kind))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "projector.safetensors"])
+def test_a_checkpoint_of_nan_is_refused_by_the_name_of_its_tensor(base, tmp_path, name):
+    model, _ = assemble(base, 1)
+    file = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5) / name
+    tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    tensors[max(tensors)].flatten()[0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=f"{name}: {re.escape(max(tensors))} holds NaN"):
+        checkpoint.load(file.parent, model)
 
 
 def test_a_checkpoint_that_a_killed_run_left_incomplete_is_ignored(base, tmp_path):

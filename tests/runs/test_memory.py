@@ -1,7 +1,10 @@
 """What training is forecast to need, against what it takes; and how a lack of memory is told."""
 
+import importlib
+
 import pytest
 import torch
+from PIL import Image
 
 import train
 from llamaxr.errors import UserError, one_line_errors
@@ -12,17 +15,26 @@ from llamaxr.llama import Llama, LlamaConfig
 from llamaxr.lora import add_lora
 from llamaxr.runs import memory
 from llamaxr.runs.recipes import apply_recipe
+from llamaxr.runs.run import DEMO
 from tests.conftest import lay_out_phantoms, short_run
 
 LLAMA_8B = LlamaConfig()
 RUN = {"in_4_bits": True, "dtype": torch.bfloat16, "rank": 16, "projector": (1024, 7), "prompt": 150,
-       "reports": [100], "recompute": False, "plain": False, "cuda": True}  # fmt: skip
+       "shared": 50, "reports": [100], "recompute": False, "plain": False, "cuda": True}  # fmt: skip
 # IU X-ray's largest batches in tokens (of SmolLM2's tokenizer): the prompts, and the eight longest reports.
 LONGEST = [194, 188, 142, 142, 136, 135, 135, 134]
-OURS = {**RUN, "projector": (1024, 4), "prompt": 102, "reports": [n + 25 for n in LONGEST]}
-PAPER = {**RUN, "prompt": 540, "reports": LONGEST}
+OURS = {**RUN, "projector": (1024, 4), "prompt": 102, "shared": 55, "reports": [n + 25 for n in LONGEST]}
+PAPER = {**RUN, "prompt": 540, "shared": 180, "reports": LONGEST}
 # What a card of so many GB has, less what CUDA itself takes of it.
 GB_16, GB_24, GB_80 = 15.2 * memory.GIB, 23.1 * memory.GIB, 78.7 * memory.GIB
+
+# What torch raises, and bitsandbytes and cuBLAS through it.
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.61 GiB. GPU 0 has a total capacity of"),
+    RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), MemoryError(),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you"),
+]  # fmt: skip
 
 
 def needs(run: dict, **changes) -> int:
@@ -46,8 +58,11 @@ def test_a_card_of_16_gb_trains_ours_one_of_24_gb_both_and_one_of_80_gb_without_
     assert GB_24 < needs(PAPER, plain=plain) < GB_80 and needs(OURS, plain=plain) < GB_80
 
 
-@pytest.mark.parametrize(("plain", "short"), [(False, 512), (False, 0), (True, 0)])
-def test_the_estimate_of_a_block_is_what_autograd_keeps(plain, short, monkeypatch):
+@pytest.mark.parametrize(
+    ("plain", "short", "shared"),
+    [(False, 512, 0), (False, 512, 40), (False, 0, 0), (False, 0, 40), (True, 0, 0)],
+)
+def test_the_estimate_of_a_block_is_what_autograd_keeps(plain, short, shared, monkeypatch):
     for module in (memory, packing):
         monkeypatch.setattr(module, "SHORT", short)
     config = LlamaConfig(
@@ -69,11 +84,11 @@ def test_the_estimate_of_a_block_is_what_autograd_keeps(plain, short, monkeypatc
         else:
             for module in model.modules():
                 module.__class__ = FASTER.get(type(module), type(module))
-            packed = Packing.of([100, 100], 0)
-            y = model.packed_hidden(x.reshape(1, 200, 192), packed, torch.arange(200))
+            packed, n = Packing.of([100, 100], shared), 200 - shared
+            y = model.packed_hidden(x.reshape(1, 200, 192)[:, :n], packed, torch.arange(n))
     measured = sum(saved.values())
-    position = memory.bytes_per_position(config, 100, torch.float32, plain, cuda=False)
-    assert y.requires_grad and 0.9 <= measured / (2 * 100 * 3 * position) <= 1.1
+    block = memory.block_bytes(config, 200 - shared, 200, 100, torch.float32, plain, cuda=False)
+    assert y.requires_grad and 0.9 <= measured / (3 * block) <= 1.1
 
 
 def test_recompute_needs_far_less():
@@ -106,13 +121,7 @@ def test_a_system_that_does_not_tell_stops_nothing(monkeypatch):
     assert memory.free_memory(torch.device("cpu")) == 2**63
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.61 GiB. GPU 0 has a total capacity of"),
-     RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), MemoryError(),
-     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
-     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you")],
-)  # fmt: skip
+@pytest.mark.parametrize("error", ERRORS)
 def test_a_lack_of_memory_ends_in_one_line_with_the_last_checkpoint_and_advice(error, tmp_path):
     options = apply_recipe("ours", batch=8, accumulate=1)
     with (
@@ -154,7 +163,23 @@ def test_a_training_that_runs_out_of_memory_exits_with_two_and_keeps_its_checkpo
     assert err.endswith(f"go on from step-000003 with: python train.py --resume {run}\n")
 
 
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("script", ["generate", "eval"])
+def test_the_other_scripts_end_in_one_line_too(script, error, tmp_path, monkeypatch, capsys):
+    Image.new("L", (32, 32)).save(tmp_path / "image.png")
+    argv = {"generate": [str(tmp_path / "image.png")], "eval": []}[script]
+
+    def build(*_):
+        raise error
+
+    monkeypatch.setattr("llamaxr.runs.run.build", build)
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        importlib.import_module(script).main([*argv, "--run", str(DEMO)])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and "take a smaller --batch or --max-tokens" in err
+
+
 def test_another_error_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"):
-        with memory.out_of_memory_in_one_line(tmp_path, apply_recipe("sample")):
+        with one_line_errors(), memory.out_of_memory_in_one_line(tmp_path, apply_recipe("sample")):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

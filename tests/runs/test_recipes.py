@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from llamaxr.runs.recipes import (
     UNSEEN_VISION,
     TrainOptions,
     apply_recipe,
+    moved,
     n_steps,
     parse_train_options,
     parts_of_run,
     vision_warning,
+    with_absolute_paths,
 )
 from llamaxr.runs.run import DEMO, build
 
@@ -110,7 +113,7 @@ def test_config_json_says_what_the_vision_network_was_trained_on():
 
 def test_the_demos_config_is_the_samples():
     values = json.loads((DEMO / "config.json").read_text())
-    assert values == to_json(apply_recipe("sample", steps=300))
+    assert from_json(TrainOptions, values, DEMO / "config.json") == apply_recipe("sample", steps=300)
 
 
 def test_the_first_line_of_a_run_names_every_part():
@@ -191,9 +194,57 @@ def test_help_shows_the_defaults_of_the_recipe(capsys):
         assert f"learning rate of LoRA (default: {lr})" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [["--split-seed", "1"], ["--root", "x"], ["--sections", "both"],
+     ["--no-outline", "--outline-share", "0.1"],
+     ["--bridge", "scores", "--grid", "2"], ["--bridge", "scores", "--projector-lr", "0.1"],
+     ["--steps", "9", "--epochs", "2"]],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused(argv):
+    with pytest.raises(UserError, match=f"{argv[-2]} has no effect without "):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--seed", "99999999999999999999"], ["--epochs", "inf"], ["--epochs", "1e308"], ["--epochs", "nan"],
+     ["--max-report-tokens", str(10**18)], ["--accumulate", str(10**9)], ["--lr", "1e30"],
+     ["--batch", "99999"]],
+)  # fmt: skip
+def test_an_absurd_number_is_refused(argv):
+    with pytest.raises(UserError, match=f"^{argv[0]} is .*; it must be (at most|above) "):
+        parse(*argv)
+
+
+def test_resume_may_say_where_data_base_and_vision_have_moved():
+    own = apply_recipe("ours", data="iu_xray", root=Path("/old"), lr=1e-3)
+    given, extra = parse_train_options("", ["--resume", "runs/x", "--root", "/new", "--base", "/b"])
+    assert moved(own, given, extra.given) == replace(own, root=Path("/new"), base="/b")
+    assert moved(own, *parse_train_options("", ["--resume"])[:1], set()) == own
+
+
+def test_paths_are_absolute_and_names_stay_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("models", "tiny", "densenet121-res224-chex"):
+        (tmp_path / name).mkdir()
+    options = apply_recipe(
+        "ours", base="models", root=Path("data.csv"), out=Path("../run"), adapter=Path("a")
+    )
+    absolute = with_absolute_paths(options)
+    assert (absolute.base, absolute.root) == (str(tmp_path / "models"), tmp_path / "data.csv")
+    assert (
+        absolute.out == tmp_path / "../run" and absolute.adapter == tmp_path / "a" and absolute.cache is None
+    )
+    named = apply_recipe("sample", vision="densenet121-res224-chex")
+    assert with_absolute_paths(named) == named
+    hub = apply_recipe("ours", base="unsloth/none")
+    assert with_absolute_paths(hub) == hub
+
+
 @pytest.mark.parametrize("argv", [["--resume", "--lr", "1"], ["--lr", "1", "--resume=runs/x"]])
 def test_resume_takes_no_other_option(argv):
-    with pytest.raises(UserError, match="leave out --lr 1"):
+    with pytest.raises(UserError, match="leave out --lr$"):
         parse(*argv)
     assert parse_train_options("", ["--resume"])[1].resume == ""
     assert parse_train_options("", ["--resume", "runs/x"])[1].resume == "runs/x"

@@ -1,5 +1,6 @@
 """Which data a run's options name, whether it fits into memory, and what is left of it."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_largest_batch_has_the_longest_reports_as_they_are_trained_on():
     studies = [replace(STUDY, report=text) for text in texts]
     studies.append(replace(STUDY, report="Long. " * 99, split="val"))
     count = lambda text: len(tokenizer.encode(text)) + 1
-    options = apply_recipe("sample")
+    options = apply_recipe("sample", outline=False)
     assert longest_reports(options, studies, tokenizer, 2) == [count(texts[1]), count(texts[2])]
     assert longest_reports(replace(options, limit=2), studies, tokenizer, 2)[1] == count(texts[1])
     assert longest_reports(replace(options, max_report_tokens=20), studies, tokenizer, 1) == [20]
@@ -121,7 +122,7 @@ def test_an_option_that_a_data_set_has_no_use_for_is_refused_and_not_ignored(opt
 
 
 def test_iu_xray_without_a_root_is_fetched_into_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.iu_xray, "fetch", lambda folder, progress: folder)
+    monkeypatch.setattr(run.iu_xray, "fetch", lambda folder, *_: folder)
     with pytest.raises(UserError, match=f"{tmp_path / 'iu_xray'} holds no IU X-ray"):
         load_studies(apply_recipe("ours", data="iu_xray", cache=tmp_path), pytest.fail)
 
@@ -162,3 +163,20 @@ def test_a_prepared_model_is_merged_where_it_fits_and_generates_the_same(monkeyp
         run.prepare_for_generation(model, device, rows=64, max_tokens=300)
         assert not any(isinstance(m, LoRALinear) for m in model.llama.modules())
         assert (model.llama(ids) - before).abs().max() < 5e-3 * before.abs().max()  # weights in fp16
+
+
+def test_deterministic_refuses_what_has_no_fixed_order(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    put = lambda: torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    put()
+    try:
+        for asked in (False, True):
+            options = apply_recipe("sample", plain=True, deterministic=asked)
+            run.prepare_for_training(torch.nn.Module(), options, torch.device("cpu"), False)
+            assert torch.are_deterministic_algorithms_enabled() == asked
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with pytest.raises(RuntimeError, match="deterministic"):
+            put()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True

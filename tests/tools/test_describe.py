@@ -47,6 +47,7 @@ def test_normal_is_decided_by_the_best_source_there_is(study, expected):
 
 def test_the_text_has_each_split_the_source_of_normal_and_all_of_one_study():
     text = as_text(describe(STUDIES))
+    assert max(map(len, text.splitlines())) <= 100
     assert "train        2" in text and 'MeSH terms include "normal" (2 studies)' in text
     assert (
         "labeller" in text and "report: The heart is enlarged." in text and "terms: Cardiomegaly/mild" in text

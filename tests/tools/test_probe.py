@@ -124,6 +124,6 @@ def test_probe_refuses_in_one_line(run, capsys, tmp_path):
     (tmp_path / "some.jsonl").write_text('{"id": "32", "generated": "Clear."}\n')
     lacking = refusal("--run", run, "--reports", tmp_path / "some.jsonl", "--out", tmp_path, "--limit", 2)
     assert "lacks 1 studies, the first 33" in lacking
-    assert "is no JSONL" in refusal("--run", run, "--reports", tmp_path / "none.jsonl")
+    assert "is missing" in refusal("--run", run, "--reports", tmp_path / "none.jsonl")
     assert "too few" in refusal("--run", run, "--limit", 1)
     assert "config.json" in refusal("--run", tmp_path)

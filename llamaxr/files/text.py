@@ -1,0 +1,115 @@
+"""Text and JSON out of files from anywhere: the one place that opens them.
+
+In: a path, and the most bytes that such a file may have. Out: its bytes, its text, or its values. Pipes and
+devices, which might never end, are refused, and so is JSON that is read differently by different programs:
+a name twice in one object, NaN, numbers beyond 64 bits, nesting without end. A byte order mark is skipped.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import UserError, printable
+
+MAX_JSON = 2**24  # bytes; R2Gen's annotation.json has 2 MB. In memory JSON takes up to 30 times its bytes
+MAX_DEPTH = 100  # lists and objects within each other; ten is much
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_bytes(path: Path, max_bytes: int, remedy: str = "fetch it again") -> bytes:
+    """All bytes of a regular file. UserError, which ends with the remedy, where there is none, it cannot be
+    read, or has more than max_bytes."""
+    try:
+        if not os.path.isfile(path):  # Path.is_file raises where the name is too long for a file
+            raise UserError(f"{path} {'is no file' if os.path.exists(path) else 'is missing'}; {remedy}")
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    if len(data) > max_bytes:
+        raise UserError(f"{path} has more than {max_bytes} bytes, too many for such a file; {remedy}")
+    return data
+
+
+def read_text(path: Path, max_bytes: int, remedy: str = "fetch it again", errors: str = "strict") -> str:
+    """The text of a file in UTF-8, without a byte order mark. errors: "replace" reads bytes that are not
+    UTF-8 as U+FFFD. UserError as `read_bytes`, and for bytes that are not UTF-8."""
+    try:
+        return read_bytes(path, max_bytes, remedy).decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (byte {error.start} is not UTF-8); {remedy}") from None
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON, remedy: str = "fetch it again") -> dict:
+    """The object in a JSON file. UserError as `read_text`, and for any other content."""
+    try:
+        value = parse_json(read_text(path, max_bytes, remedy))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+        return value
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def read_json_lines(
+    path: Path, max_bytes: int = MAX_JSON, remedy: str = "fix the file"
+) -> Iterator[tuple[int, object]]:
+    """The values of a JSONL file, each with the number of its line, without empty lines. UserError as
+    `read_text`, and for a line that is no JSON, which it names."""
+    for number, line in enumerate(read_text(path, max_bytes, remedy).split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is no JSON ({error}); {remedy}") from None
+
+
+def parse_json(text: str | bytes) -> object:
+    """A JSON text as plain values; halves of surrogate pairs become U+FFFD. ValueError, of one line, for
+    what is no JSON, and for what is ambiguous or absurd."""
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_number
+        )
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = _containers([value])
+    for _ in range(MAX_DEPTH):
+        level = _containers(child for v in level for child in (v.values() if isinstance(v, dict) else v))
+    if level:
+        raise ValueError("nested too deep")
+    if SURROGATE.search(text):
+        plain = json.dumps(value, ensure_ascii=False)
+        value = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return value
+
+
+def short(value: object, length: int = 100) -> str:
+    """What a file holds, as part of a message: one line, safe to print, and not long."""
+    text = printable(" ".join(str(value).split()))
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _containers(values: Iterable) -> list[dict | list]:
+    return [value for value in values if isinstance(value, (dict, list))]
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(name for name, _ in pairs if value.pop(name, pairs) is pairs)
+        raise ValueError(f"{short(twice, 40)!r} is there twice")
+    return value
+
+
+def _number(text: str) -> float:
+    if len(text) > 40:
+        raise ValueError(f"a number of {len(text)} digits")
+    value = int(text) if text.lstrip("-").isdigit() else float(text)
+    if not math.isfinite(value) or isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{text} is no number that can be used")
+    return value

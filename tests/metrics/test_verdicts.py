@@ -1,0 +1,20 @@
+"""Verdicts at their borders, and the sentences made of them."""
+
+import pytest
+
+from llamaxr.metrics.verdicts import told, verdict
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [([0.2, 0.1, 0.3], "better"), ([-0.2, -0.3, -0.1], "worse"), ([0.1, -0.1, 0.3], "cannot be told"),
+     ([1, 0, 1], "cannot be told"), ([-1, -1, 0], "cannot be told"), ([0, 0, 0], "cannot be told"),
+     ([0.5, 1e-9, 1], "better"), ([-0.5, -1, -1e-9], "worse"),
+     ([1e-17, 1e-17, 1e-17], "cannot be told"),  # rounding of sums is no difference
+     (None, "cannot be told"), ([None, None, None], "cannot be told"), ([NAN] * 3, "cannot be told"),
+     ([1, 0.5, INF], "cannot be told")],
+)  # fmt: skip
+def test_there_are_three_verdicts_and_an_interval_that_holds_zero_has_one(difference, expected):
+    assert verdict(difference) == expected and told(difference).startswith(expected)

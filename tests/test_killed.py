@@ -1,0 +1,166 @@
+"""A run that is killed at any file operation of its training ends, resumed, as an undisturbed one: bitwise.
+
+The kill is no matter of luck: a training in a process of its own dies at an operation that POINTS names, as
+`kill -9` would end it there. Importing torch takes seconds and a forked process that inherits torch takes
+none. But a process that has gone backward once cannot fork one that does. So this file is also a program: it
+imports train.py and forks each training, and the test below reads what it found.
+"""
+
+import builtins
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import lay_out_phantoms, short_run, untimed
+
+HOME = Path(__file__).resolve().parent.parent
+# When a training dies: before the n-th operation that the pattern finds in "OPERATION PATH...", where PATH is
+# relative to the run folder. A file that is being written gets some bytes first.
+POINTS = {
+    "before the claimed folder has its name": (r"rename \S+tmp \.$", 1),
+    "claimed, before the first line of the log": (r"open metrics\.jsonl$", 1),
+    "writing the first checkpoint's adapter": (r"save step-000002\.tmp/adapter_model\.safetensors", 1),
+    "writing the first checkpoint's state": (r"open step-000002\.tmp/state\.json\.tmp", 1),
+    "before the first checkpoint has its name": (r"rename step-000002\.tmp step-000002$", 1),
+    "writing the second checkpoint's optimiser": (r"save step-000004\.tmp/optimizer", 1),
+    "before the second checkpoint has its name": (r"rename step-000004\.tmp step-000004$", 1),
+    "before the old checkpoint has lost its name": (r"rename step-000002 ", 1),
+    "before the old checkpoint's first file is deleted": (r"unlink ", 1),
+    "when two of the old checkpoint's files are deleted": (r"unlink ", 3),
+    "before the old checkpoint's folder is deleted": (r"rmdir ", 1),
+    "after the last checkpoint, before the loss is drawn": (r"rename loss\.png\.tmp", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the program below printed: point -> how the killed and the resumed training ended."""
+    root = tmp_path_factory.mktemp("killed")
+    lay_out_phantoms(root, 8, 2, 2)
+    process = subprocess.run(
+        [sys.executable, __file__, str(root)], text=True, capture_output=True, timeout=1200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOME)},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return root, json.loads(process.stdout.splitlines()[-1])
+
+
+def files(run: Path) -> dict[str, object]:
+    """What a run has left, without what tells the time."""
+    found = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for name in ("config.json", "loss.png"):
+        assert found.pop(name)
+    return found | {"metrics.jsonl": untimed(run / "metrics.jsonl")}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_run_is_readable_and_ends_as_an_undisturbed_one(results, point):
+    root, outcomes = results
+    killed, readable, resumed = outcomes[point]
+    assert killed == 9, "the training came to no such operation"
+    assert readable and resumed == 0
+    name = str(list(POINTS).index(point))
+    assert files(root / name) == files(root / "whole")
+
+
+def test_nothing_is_left_beside_the_runs_but_what_ends_in_tmp(results):
+    root, _ = results
+    names = {"images", "annotation.json", "cache", "whole", *map(str, range(len(POINTS)))}
+    assert all(path.name in names or path.suffix == ".tmp" for path in root.iterdir())
+
+
+# The program
+
+
+def die_at(run: Path, pattern: str, n: int) -> None:
+    """From here on this process dies before the n-th file operation that the pattern finds."""
+    seen, open_file = [], open
+
+    def watch(operation: str, *paths) -> bool:
+        texts = [os.path.relpath(p, run) if os.path.isabs(p) else str(p) for p in map(os.fspath, paths)]
+        if re.match(pattern, " ".join([operation, *texts])):
+            seen.append(texts)
+        return len(seen) == n
+
+    def patch(module, name: str, operation: str):
+        real = getattr(module, name)
+
+        def watched(*args, **kwargs):
+            paths = args[:2] if operation == "rename" else args[:1]
+            if operation == "save":
+                paths = args[1:2]
+            writes = operation != "open" or set("wa") & set(str(args[1] if len(args) > 1 else "r"))
+            if writes and all(isinstance(p, str | os.PathLike) for p in paths) and watch(operation, *paths):
+                if operation in ("open", "save"):
+                    appends = operation == "open" and "a" in args[1]
+                    with open_file(paths[0], "ab" if appends else "wb") as file:
+                        file.write(b'{"half')
+                os._exit(9)
+            return real(*args, **kwargs)
+
+        setattr(module, name, watched)
+
+    from llamaxr.runs import checkpoint
+
+    for name in ("rename", "replace"):
+        patch(os, name, "rename")
+    for name in ("unlink", "rmdir", "mkdir"):
+        patch(os, name, name)
+    for module in (io, builtins):
+        patch(module, "open", "open")
+    patch(checkpoint, "save_file", "save")
+
+
+def fork(work) -> int:
+    """The exit status of work() in a process of its own."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main(root: Path) -> None:
+    import torch
+
+    import train
+    from llamaxr.errors import one_line_errors
+    from llamaxr.runs import checkpoint
+
+    torch.set_num_threads(1)
+    options = [*short_run(root), "--batch", 2, "--steps", 4, "--val-every", 2, "--lr", 0.005,
+               "--max-report-tokens", 8]  # fmt: skip
+
+    def call(*argv, point=None):
+        if point:
+            die_at(Path(argv[-1]), *point)
+        with one_line_errors():
+            train.main([str(word) for word in argv])
+
+    def killed_and_resumed(run: Path, point) -> tuple[int, bool, int]:
+        killed = fork(lambda: call(*options, "--out", run, point=point))
+        readable = not checkpoint.has_checkpoint(run) or fork(lambda: checkpoint.best(run)) == 0
+        again = ["--resume", run] if run.exists() else [*options, "--out", run]
+        return killed, readable, fork(lambda: call(*again))
+
+    assert fork(lambda: call(*options, "--out", root / "whole")) == 0  # also fills the cache
+    names = enumerate(POINTS.items())
+    print(json.dumps({name: killed_and_resumed(root / str(i), point) for i, (name, point) in names}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
