@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 
-import generate
 from llamaxr.data.outline import with_outline
 from llamaxr.prompt import study_prompt, with_report
-from llamaxr.runs.reports import decode_stream
+from llamaxr.runs.reports import print_stream
 from llamaxr.tokenizer import load_tokenizer
 from tests.conftest import REPORTS
 from tests.files.test_tokenizer_files import write_llama2, write_llama3
@@ -135,7 +134,7 @@ def test_prompt_and_report_are_encoded_by_a_sentencepiece_vocabulary(llama2):
 
 def stream(tokenizer, text, has_outline):
     steps = ([token] for token in tokenizer.encode(text))
-    generate.print_stream(decode_stream(tokenizer, steps), has_outline)
+    print_stream(tokenizer, steps, has_outline)
 
 
 def test_a_report_streams_as_it_is_decoded(llama2, base, capsys):

@@ -112,7 +112,8 @@ def read_weights(path: Path, cache: Path | None = None) -> StoredWeights:
             pass  # damaged: converted again below
     tensors = {_current_name(name): tensor for name, tensor in read_pickled(path).items()}
     for tensor_name, tensor in tensors.items():
-        check_finite(path, tensor_name, tensor)
+        if tensor_name not in NO_LABEL:
+            check_finite(path, tensor_name, tensor)
     if op_threshs:
         tensors["op_threshs"] = torch.tensor(op_threshs)
     if converted:

@@ -42,7 +42,7 @@ def fit(train: Sequence[StudyFeatures], val: Sequence[StudyFeatures]) -> dict[st
         mean, scale = known.mean(dim=0), known.std(dim=0)
         scale[scale < 1e-4] = 1.0  # a dead channel: 0, not infinity
         x = (known - mean) / scale  # (n, dim)
-        rank = min(DIRECTIONS, len(x) // 4)
+        rank = min(DIRECTIONS, len(x) // 4, x.shape[1] - 1)
         squares, left = torch.linalg.eigh(x @ x.T)  # of n x n numbers: there are fewer images than features
         squares, left = squares.flip(0)[:rank], left.flip(1)[:, :rank]
         directions = left.T @ x / squares.sqrt()[:, None]  # (rank, dim), each of length 1

@@ -387,7 +387,7 @@ def test_a_finding_shows_its_heat_map_on_the_films_and_hides_it_again(page):
     for view, alpha in zip(study["views"], np.array(page.js(opacity)).reshape(2, 7, 32, 7, 32), strict=True):
         heat = np.frombuffer(base64.b64decode(view["heat"]["effusion"]), np.uint8).reshape(7, 7)
         # smoothing lowers peaks and raises valleys, but every place stays where it is
-        assert np.corrcoef(alpha.mean((1, 3)).ravel(), heat.ravel())[0, 1] > 0.98
+        assert np.corrcoef(alpha.mean((1, 3)).ravel(), heat.ravel())[0, 1] > 0.95
         assert 0.65 * heat.max() < alpha.max() <= 0.8 * heat.max()
     assert "vision's score of effusion" in page.texts("figcaption")[0]
     page.click(".chip[data-finding=pneumothorax]")
