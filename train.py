@@ -52,7 +52,8 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     if runs.is_finished(run, options):
         return finish(run)  # it was killed just before
     resumed = checkpoint.has_checkpoint(run)
-    model, train, val = load_model_and_data(options, device)
+    model, pairs = load_model_and_data(options, device)
+    train, val = runs.training_splits(options, pairs)
     options = replace(options, steps=n_steps(options, len(train)))
     optimizer = make_optimizer(model, options)
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
@@ -61,7 +62,8 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
         model.projector.standardise(features.grids for features, _ in train)
         if options.adapter:
             checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
-    known = unlike.fit([f for f, _ in train], [f for f, _ in val])  # to tell images of another kind
+    all_val = [features for features, study in pairs if study.split == "val"]
+    known = unlike.fit([features for features, _ in train], all_val)  # to tell images of another kind
     tqdm.write(f"{run}: {len(train)} train and {len(val)} val studies, {options.steps} steps")
 
     log, signals = open_log(run, to_json(options), last_step), catch_signals()
@@ -106,8 +108,8 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     finish(run)
 
 
-def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[LlamaXR, list, list]:
-    """The model, and the (features, study) pairs of the training and the validation split."""
+def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[LlamaXR, list]:
+    """The model, and each study of the data set with its features."""
     with progress_bar() as progress:
         with distributed.main_process_first():
             studies = runs.load_studies(options, warn, progress)
@@ -117,8 +119,7 @@ def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[Ll
     tqdm.write(f"{parts_of_run(options, model)}\n{memory}")
     runs.prepare_for_training(model, options, device, recompute)  # attaches llamaxr/fast/
     with tqdm(desc="features", unit=" images", leave=False, disable=not is_main_process()) as bar:
-        pairs = runs.load_features(options, vision, studies, device, warn, bar.update)
-    return model, *runs.training_splits(options, pairs)
+        return model, runs.load_features(options, vision, studies, device, warn, bar.update)
 
 
 def make_optimizer(model: LlamaXR, options: TrainOptions) -> torch.optim.Optimizer:
