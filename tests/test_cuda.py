@@ -329,12 +329,18 @@ def scripts(monkeypatch):
         signal.signal(number, handler)
 
 
+def run_on_cuda(folder, plain, optimizer):
+    """The options of a short run on CUDA, whose data it lays out in the folder."""
+    lay_out_phantoms(folder, 24, 8, 8)
+    argv = [str(word) for word in short_run(folder)]
+    argv[argv.index("--device") + 1] = "cuda"
+    argv += ["--batch", "4", "--val-studies", "4", "--optimizer", optimizer]
+    return [*argv, "--plain" if plain else "--no-plain"]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_run_trains_resumes_and_generates(scripts, tmp_path, monkeypatch, plain, optimizer):
-    lay_out_phantoms(tmp_path / "iu", 24, 8, 8)
-    argv = [str(word) for word in short_run(tmp_path / "iu")]
-    argv[argv.index("--device") + 1] = "cuda"
     whole, half, save = tmp_path / "whole", tmp_path / "half", checkpoint.save
 
     def save_and_copy(run, *rest):
@@ -344,8 +350,8 @@ def test_a_run_trains_resumes_and_generates(scripts, tmp_path, monkeypatch, plai
         return folder
 
     monkeypatch.setattr(checkpoint, "save", save_and_copy)
-    argv += ["--batch", "4", "--val-studies", "4", "--optimizer", optimizer, "--out", str(whole)]
-    scripts("train").main([*argv, "--plain" if plain else "--no-plain"])
+    argv = run_on_cuda(tmp_path / "iu", plain, optimizer)
+    scripts("train").main([*argv, "--out", str(whole)])
     scripts("train").main(["--resume", str(half)])
     for one, other in zip(*(untimed(run / "metrics.jsonl") for run in (half, whole)), strict=True):
         assert one["step"] == other["step"]
@@ -358,15 +364,12 @@ def test_a_run_trains_resumes_and_generates(scripts, tmp_path, monkeypatch, plai
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_deterministic_run_repeats_bit_for_bit(scripts, tmp_path, monkeypatch, plain, optimizer):
-    lay_out_phantoms(tmp_path / "iu", 24, 8, 8)
-    argv = [str(word) for word in short_run(tmp_path / "iu")]
-    argv[argv.index("--device") + 1] = "cuda"
-    argv += ["--batch", "4", "--val-studies", "4", "--optimizer", optimizer, "--deterministic"]
+    argv = [*run_on_cuda(tmp_path / "iu", plain, optimizer), "--deterministic"]
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is set back
     runs = [tmp_path / "one", tmp_path / "other"]
     try:
         for run in runs:
-            scripts("train").main([*argv, "--out", str(run), "--plain" if plain else "--no-plain"])
+            scripts("train").main([*argv, "--out", str(run)])
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
