@@ -24,7 +24,7 @@ from tqdm import tqdm
 from llamaxr.data.drawing import DRAWN  # the findings of the sample
 from llamaxr.data.outline import read_outline  # the line of findings before a report
 from llamaxr.data.study import SPLITS  # train, val, test
-from llamaxr.errors import UserError, one_line_errors
+from llamaxr.errors import UserError
 from llamaxr.metrics import meteor15, screen, table, verdicts, wordnet  # table: all scores of all systems
 from llamaxr.metrics.baselines import nearest_reports  # a floor: the most similar image's report
 from llamaxr.metrics.findings import FINDINGS  # the classes that reports are labelled with
@@ -33,6 +33,7 @@ from llamaxr.runs import checkpoint, distributed, features, log, other_systems, 
 from llamaxr.runs import run as runs  # opens a run: its data, its vision network, its model
 from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse
 from llamaxr.runs.options import refuse_without_effect as refuse  # options in vain
+from llamaxr.runs.terminal import one_line_errors
 
 EXTRA = {"--extra": {"action": "append", "default": [], "metavar": "NAME[=FILE]", "help": "anyone's score of "
          "each report, from FILE or a column of --score's file; NAME:less if less is better"}}  # fmt: skip
@@ -109,35 +110,25 @@ def prepare_run(options: EvalOptions) -> tuple:
     """Generate the reports of a split with the model of a run. Returns its ids, the Evaluation, the reports
     of val and of the nearest training images, the settings, the folder for results, views_of for the page."""
     run = options.run or runs.default_run()
+    trained = runs.read_options(run)
+    checkpoint.best(run)  # none is refused now, and not after minutes; so is what references_of refuses
+    distributed.init(runs.pick_device(options.device))
+    with distributed.main_process_first():
+        studies = runs.load_studies(replace(trained, root=options.root or trained.root), distributed.warn)
+    references_of([(None, study) for study in studies], trained, options)
     trained, vision, model, step = runs.open_run(run, options.device, options.plain)
-    trained, device = replace(trained, root=options.root or trained.root), model.projector.place.device
+    device = model.projector.place.device
     if warning := recipes.vision_warning(trained):
         distributed.warn(warning)
-    with distributed.main_process_first():
-        studies = runs.load_studies(trained, distributed.warn)
     with tqdm(desc="features", unit=" images", leave=False, disable=not distributed.is_main_process()) as bar:
         pairs = runs.load_features(trained, vision, studies, device, distributed.warn, bar.update)
-    train, val = ([pair for pair in pairs if pair[1].split == split] for split in ("train", "val"))
-    chosen = [pair for pair in pairs if pair[1].split == options.split][: options.limit or None]
-    if len(chosen) < 2:
-        raise UserError(f"{options.split} has {len(chosen)} studies, but swapping needs two; raise --limit")
-    if not train:
-        raise UserError("the data set has no train split, which the constant report comes from; add one")
+    train, val, chosen, ids, evaluation = references_of(pairs, trained, options)
     out = options.out or runs.evaluation_folder(run, options.split)
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
                 "max_tokens": options.max_tokens, "plain": trained.plain, "vision": trained.vision,
                 "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked,
                 "unlike_training": unlike.share(step, [f for f, _ in chosen])}  # fmt: skip
-    evaluation = table.Evaluation(
-        references=[study.report for _, study in chosen],
-        predictions=(),
-        findings=[table.true_findings(study.report, study.findings) for _, study in chosen],
-        classes=DRAWN if trained.data == "sample" else FINDINGS,
-        train_reports=[study.report for _, study in train],
-    )
-    ids, val_reports = [study.id for _, study in chosen], [study.report for _, study in val]
-    evaluation = other_systems.with_others(evaluation, ids, options)  # checked before minutes of work
     if not trained.plain:
         runs.prepare_for_generation(model, device, options.batch, options.max_tokens)
     file = out / "generated.jsonl"
@@ -149,7 +140,18 @@ def prepare_run(options: EvalOptions) -> tuple:
     pooled = [np.stack([features.pooled_features(f) for f, _ in part]) for part in (train, chosen)]
     nearest = nearest_reports(pooled[0], evaluation.train_reports, pooled[1])
     views_of = lambda i: report_page.views(vision, chosen[i][1], chosen[i][0])
-    return ids, evaluation, val_reports, nearest, settings, out, views_of
+    return ids, evaluation, [study.report for _, study in val], nearest, settings, out, views_of
+
+
+def references_of(pairs: list, trained: recipes.TrainOptions, options: EvalOptions) -> tuple:
+    """Of (features, study) pairs: those of train, of val and of the split, its ids, and the Evaluation to be.
+    UserError if they are too few, or do not fit --against or --labels."""
+    train, val, chosen = runs.evaluated_split(pairs, options.split, options.limit)
+    ids, references = ([getattr(study, key) for _, study in chosen] for key in ("id", "report"))
+    findings = [table.true_findings(study.report, study.findings) for _, study in chosen]
+    classes, train_reports = DRAWN if trained.data == "sample" else FINDINGS, [s.report for _, s in train]
+    evaluation = table.Evaluation(references, (), findings, classes, train_reports)  # none is generated yet
+    return train, val, chosen, ids, other_systems.with_others(evaluation, ids, options)
 
 
 if __name__ == "__main__":

@@ -17,22 +17,16 @@ import torch
 
 from llamaxr.data.outline import split_outline  # the line of findings before a report
 from llamaxr.decoding import beam_search, generate, stream
-from llamaxr.errors import UserError, one_line_errors, printable
+from llamaxr.errors import UserError
+from llamaxr.files.text import printable  # without what moves a terminal's cursor
 from llamaxr.runs import unlike  # is an image unlike the training images?
 from llamaxr.runs.distributed import warn  # a line on stderr
 from llamaxr.runs.features import study_features  # DenseNet's output for each study
-from llamaxr.runs.options import (  # flags
-    DEVICE_HELP,
-    DEVICES,
-    MAX_SEED,
-    PLAIN_HELP,
-    RUN_HELP,
-    option,
-    parse,
-    refuse_without_effect,
-)
+from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse
+from llamaxr.runs.options import refuse_without_effect as refuse  # options in vain
 from llamaxr.runs.reports import print_stream, studies_of  # a report as it comes; images to studies
 from llamaxr.runs.run import default_run, open_run, prepare_for_generation  # a trained run, loaded
+from llamaxr.runs.terminal import one_line_errors
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     images = {"nargs": "+", "type": Path, "metavar": "IMAGE", "help": "frontal [lateral]; any with --each"}
     options, extra = parse(GenerateOptions, __doc__, argv, {"images": images})
     studies = studies_of(extra.images, options.each)
-    refuse_without_effect(extra.given, [
+    refuse(extra.given, [
         (("temperature",), options.beams == 1, "--beams 1"), (("batch",), options.each, "--each"),
         (("top_p", "seed"), options.temperature > 0, "--temperature above 0"),
     ])  # fmt: skip

@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 # runs/ is what is around the loop: run folders and logs, options and their defaults, opening a run.
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
-from llamaxr.errors import one_line_errors
-from llamaxr.fast.optimizer import AdamW8bit  # bitsandbytes', without its waits for the GPU
+from llamaxr.fast.optimizer import adamw8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
 from llamaxr.runs import checkpoint, distributed, unlike  # distributed: torchrun
 from llamaxr.runs import run as runs  # finds a run's folder, its data, its vision network, its model
@@ -32,6 +31,7 @@ from llamaxr.runs.memory import out_of_memory_in_one_line
 from llamaxr.runs.options import to_json
 from llamaxr.runs.recipes import TrainOptions, n_steps, parse_train_options, parts_of_run
 from llamaxr.runs.reports import write_samples  # a few reports, beside the true ones
+from llamaxr.runs.terminal import one_line_errors
 from llamaxr.tools.describe import as_text, describe  # --describe
 
 
@@ -52,7 +52,7 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     if runs.is_finished(run, options):
         return finish(run)  # it was killed just before
     resumed = checkpoint.has_checkpoint(run)
-    model, pairs = load_model_and_data(options, device)
+    options, model, pairs = load_model_and_data(options, device)
     train, val = runs.training_splits(options, pairs)
     options = replace(options, steps=n_steps(options, len(train)))
     optimizer = make_optimizer(model, options)
@@ -108,18 +108,19 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     finish(run)
 
 
-def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[LlamaXR, list]:
-    """The model, and each study of the data set with its features."""
+def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[TrainOptions, LlamaXR, list]:
+    """The options with the base's commit, the model, and each study of the data set with its features."""
     with progress_bar() as progress:
         with distributed.main_process_first():
             studies = runs.load_studies(options, warn, progress)
         runs.training_splits(options, [(None, study) for study in studies])  # too few are told now
+        options = runs.with_base_commit(options)
         memory, recompute = runs.check_memory(options, studies, device)
         vision, model = runs.build(options, device, progress)
     tqdm.write(f"{parts_of_run(options, model)}\n{memory}")
     runs.prepare_for_training(model, options, device, recompute)  # attaches llamaxr/fast/
     with tqdm(desc="features", unit=" images", leave=False, disable=not is_main_process()) as bar:
-        return model, runs.load_features(options, vision, studies, device, warn, bar.update)
+        return options, model, runs.load_features(options, vision, studies, device, warn, bar.update)
 
 
 def make_optimizer(model: LlamaXR, options: TrainOptions) -> torch.optim.Optimizer:
@@ -127,7 +128,7 @@ def make_optimizer(model: LlamaXR, options: TrainOptions) -> torch.optim.Optimiz
     lora = [p for p in model.llama.parameters() if p.requires_grad]
     projector = [p for p in model.projector.parameters() if p.requires_grad]
     groups = [{"params": lora, "peak_lr": options.lr}, {"params": projector, "peak_lr": options.projector_lr}]
-    kind = {"adamw": torch.optim.AdamW, "adamw8bit": AdamW8bit}[options.optimizer]
+    kind = {"adamw": torch.optim.AdamW, "adamw8bit": adamw8bit}[options.optimizer]
     return kind(groups, lr=options.lr, weight_decay=options.weight_decay)
 
 

@@ -13,30 +13,21 @@ that computes nothing.
 
 import argparse
 import json
-from types import SimpleNamespace
 
 import torch
+from gpu_8b import build_ours
 from measure import run_script
-from torch import nn
 
 from llamaxr.fast.generation import MergedLlama
 from llamaxr.fast.nf4 import TiledNF4Linear
-from llamaxr.llama import KVCache, Llama, LlamaConfig
-from llamaxr.lora import TARGETS, add_lora
+from llamaxr.fast.optimizer import adamw8bit
+from llamaxr.llama import KVCache, LlamaConfig
 from llamaxr.model import LlamaXR
 from llamaxr.nf4 import NF4Linear
-from llamaxr.projector import Projector
 from llamaxr.prompt import IGNORE, SLOT, Example
 from llamaxr.runs import memory
 from llamaxr.runs.recipes import TrainOptions, apply_recipe
-from llamaxr.runs.run import (
-    TINY_BASE,
-    compute_dtype,
-    longest_prompt,
-    prepare_for_generation,
-    prepare_for_training,
-)
-from llamaxr.tokenizer import load_tokenizer
+from llamaxr.runs.run import compute_dtype, longest_prompt, prepare_for_generation, prepare_for_training
 
 # IU X-ray in tokens (of SmolLM2's tokenizer): its eight longest training reports, and what an outline adds at
 # most; a prompt's words, and how many of them all studies share.
@@ -47,22 +38,11 @@ PROMPTS = {"tokens": (70, 55), "scores": (540, 180)}
 
 def build(options: TrainOptions, device: torch.device) -> LlamaXR:
     """LlamaXR of 8B's shapes, its weights random and in NF4."""
-    dtype, nf4 = compute_dtype(options, device), NF4Linear if options.plain else TiledNF4Linear
-    with torch.device("meta"):
-        llama = Llama(LlamaConfig())
-    for name, parameter in list(llama.named_parameters()):
-        module, _, kind = name.rpartition(".")
-        parent, _, child = module.rpartition(".")
-        weight = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device).normal_(std=0.02)
-        if child in TARGETS:
-            setattr(llama.get_submodule(parent), child, nf4.quantise(weight))
-        else:
-            weight = weight if child in ("embed_tokens", "lm_head") else weight.to(dtype)
-            setattr(llama.get_submodule(module), kind, nn.Parameter(weight, requires_grad=False))
-    add_lora(llama, options.rank, options.lora_alpha, device=device)
-    projector = Projector(1024, llama.config.dim, options.grid).to(device)
-    projector.requires_grad_(options.bridge != "scores")
-    return LlamaXR(projector, llama, SimpleNamespace(pad_id=0), options.bridge)
+    nf4 = NF4Linear if options.plain else TiledNF4Linear
+    model = build_ours(LlamaConfig(), nf4, dtype=compute_dtype(options, device), grid=options.grid)
+    model.projector.requires_grad_(options.bridge != "scores")
+    model.bridge = options.bridge
+    return model
 
 
 def largest_batch(options: TrainOptions) -> tuple[list[Example], int, list[int]]:
@@ -94,12 +74,8 @@ def step(recipe: str, plain: bool, recompute: bool) -> dict:
         model = build(options, device)
         prepare_for_training(model, options, device, recompute)
         trainable = [p for p in model.parameters() if p.requires_grad]
-        if options.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(trainable)
-        else:
-            from bitsandbytes.optim import AdamW8bit
-
-            optimizer = AdamW8bit(trainable)
+        kinds = {"adamw": torch.optim.AdamW, "adamw8bit": adamw8bit}
+        optimizer = kinds[options.optimizer](trainable)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         figures["built"] = torch.cuda.memory_allocated()
@@ -123,7 +99,6 @@ def merge() -> dict:
     """fast.for_generation for eval.py's batch of 32 where it fits, and the reading of the prompts, in GiB."""
     device, rows, max_tokens = torch.device("cuda"), 32, 300
     model = build(apply_recipe("ours", data="iu_xray", plain=False), device)
-    model.tokenizer = load_tokenizer(TINY_BASE)
     prompt = longest_prompt(model.tokenizer, model.bridge, model.projector.n_tokens)
     config = model.llama.config
     made = memory.generation_needs(config, model.llama.dtype, 2, rows, prompt + max_tokens)

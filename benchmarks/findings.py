@@ -32,9 +32,10 @@ from pathlib import Path
 
 from measure import write_results
 
-from llamaxr.errors import UserError, one_line_errors
+from llamaxr.errors import UserError
 from llamaxr.metrics import agreement, mesh
 from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
+from llamaxr.runs.terminal import one_line_errors
 
 SPLITS = ("train", "val", "test", "rest")
 MAX_BYTES = 1 << 20  # of one report: they have about 10 KiB

@@ -9,6 +9,7 @@ import gc
 import json
 import random
 import re
+import signal
 import statistics
 import time
 import traceback
@@ -55,14 +56,15 @@ Studies = tuple[list[StudyFeatures], list[str]]  # a batch: studies and their re
 @dataclass(frozen=True)
 class Sizes:
     config: LlamaConfig
+    form_s: int  # seconds that one form may take
     steps: int  # of training that are measured
     tokens: int  # per generated report
     sample_steps: int
     studies: int  # of the sample that are evaluated
 
 
-FULL = Sizes(LlamaConfig(), steps=12, tokens=64, sample_steps=150, studies=100)
-TINY = Sizes(LlamaConfig(1024, 256, 2, 8, 2, 32, 512), steps=2, tokens=8, sample_steps=6, studies=2)
+FULL = Sizes(LlamaConfig(), form_s=60, steps=12, tokens=64, sample_steps=150, studies=100)
+TINY = Sizes(LlamaConfig(1024, 256, 2, 8, 2, 32, 512), 20, steps=2, tokens=8, sample_steps=6, studies=2)
 
 
 def note(**figures) -> None:
@@ -70,13 +72,22 @@ def note(**figures) -> None:
     print(json.dumps(figures), flush=True)
 
 
-def attempt(name: str, work: Callable[[], dict]) -> None:
-    """Note what work() returns, or its error: a form that fails does not stop the next."""
+def attempt(name: str, seconds: int, work: Callable[[], dict]) -> None:
+    """Note what work() returns, or its error: a form that fails, or takes too long, does not stop the
+    next."""
+
+    def stop(*_):
+        raise TimeoutError(f"over {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
     try:
         note(**{name: work()})
     except Exception as error:
         traceback.print_exc()
         note(**{name: {"error": one_line(f"{type(error).__name__}: {error}")}})
+    finally:
+        signal.alarm(0)
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -132,7 +143,7 @@ def training(sizes: Sizes) -> None:
     rate = product_rate()
     note(limit_TFLOP_per_s=rate / 1e12)
     for name, (nf4, *attach) in forms.items():
-        attempt(name, partial(train_ours, sizes, rate, nf4, attach))
+        attempt(name, sizes.form_s, partial(train_ours, sizes, rate, nf4, attach))
 
 
 def train_ours(sizes: Sizes, rate: float, nf4: type[NF4Linear], attach: list[Callable]) -> dict:
@@ -182,7 +193,8 @@ def decoding(sizes: Sizes) -> None:
     note(limit_TB_per_s=bytes_per_s / 1e12)
     for form in ("plain", "fast", "graph"):
         for n_rows in (1, 64):
-            attempt(f"{form}_{n_rows}", partial(decode_ours, sizes, bytes_per_s, form, n_rows))
+            decode_form = partial(decode_ours, sizes, bytes_per_s, form, n_rows)
+            attempt(f"{form}_{n_rows}", sizes.form_s, decode_form)
 
 
 def decode_ours(sizes: Sizes, bytes_per_s: float, form: str, n_rows: int) -> dict:
@@ -237,10 +249,11 @@ def peer(sizes: Sizes) -> None:
         inputs = {"inputs_embeds": model.embed(batch.to("cuda")), "labels": labels.to("cuda")}
         return theirs(**inputs, attention_mask=attention, use_cache=False).loss
 
-    attempt("training", lambda: train(sizes, rate, mean_loss, trainable, model))
+    attempt("training", sizes.form_s, lambda: train(sizes, rate, mean_loss, trainable, model))
     theirs.eval()
     for n_rows in (1, 64):
-        attempt(f"decoding_{n_rows}", partial(decode_peer, theirs, model, n_rows, sizes.tokens))
+        decode_form = partial(decode_peer, theirs, model, n_rows, sizes.tokens)
+        attempt(f"decoding_{n_rows}", sizes.form_s, decode_form)
 
 
 def decode_peer(theirs: nn.Module, model: LlamaXR, n_rows: int, tokens: int) -> dict:
@@ -253,8 +266,14 @@ def decode_peer(theirs: nn.Module, model: LlamaXR, n_rows: int, tokens: int) -> 
         return decode(run, n_rows, tokens)
 
 
-def build_ours(config: LlamaConfig, nf4: type[NF4Linear] = NF4Linear, lora: bool = True) -> LlamaXR:
-    """The same weights for every form, held by the class nf4."""
+def build_ours(
+    config: LlamaConfig,
+    nf4: type[NF4Linear] = NF4Linear,
+    lora: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+    grid: int = GRID,
+) -> LlamaXR:
+    """The same weights for every form, held by the class nf4. dtype: what it computes in."""
     with torch.device("meta"):
         llama = Llama(config)
     torch.manual_seed(SEED)
@@ -265,12 +284,12 @@ def build_ours(config: LlamaConfig, nf4: type[NF4Linear] = NF4Linear, lora: bool
         if child in TARGETS:
             setattr(llama.get_submodule(parent), child, nf4.quantise(weight))
         else:
-            weight = torch.ones_like(weight) if "norm" in child else weight
+            weight = torch.ones_like(weight, dtype=dtype) if "norm" in child else weight
             llama.get_submodule(module).weight = nn.Parameter(weight, requires_grad=False)
     if lora:
         add_lora(llama, RANK, RANK, device="cuda")
     torch.manual_seed(SEED)
-    projector = Projector(1024, config.dim, GRID, token_std=0.02).to("cuda")
+    projector = Projector(1024, config.dim, grid, token_std=0.02).to("cuda")
     return LlamaXR(projector, llama, load_tokenizer(TINY_BASE), "tokens")
 
 

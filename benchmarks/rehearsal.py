@@ -76,14 +76,16 @@ def rehearse(folder: Path, full: bool = False) -> dict:
     of each, and how each download went. Exits with the output of the first stage that does not do what it
     must."""
     served, home, done = folder / "served", folder / "llamaxr", folder / "done.json"
-    size = ["--full"] if full else []
     if not done.is_file():
-        subprocess.run([sys.executable, __file__, "--prepare", served, *size], cwd=HOME, check=True)
+        if not served.is_dir():
+            command = [sys.executable, __file__, "--prepare", served, *["--full"] * full]
+            subprocess.run(command, cwd=HOME, check=True)
         shutil.copytree(HOME / "llamaxr", home / "llamaxr", ignore=shutil.ignore_patterns("__pycache__"))
         for script in ("train.py", "generate.py", "eval.py"):
             shutil.copy(HOME / script, home)
-        done.write_text("[{}, {}]")  # each stage's figures, and what the server has sent
-    figures, sent = json.loads(done.read_text())
+        # The code's commit, each stage's figures, and what the server has sent.
+        done.write_text(json.dumps([{name: machine()[name] for name in ("commit", "date")}, {}, {}]))
+    when, figures, sent = json.loads(done.read_text())
     with serve(served) as server:
         server.sent |= sent
         environment = own_environment(folder, server)
@@ -99,7 +101,7 @@ def rehearse(folder: Path, full: bool = False) -> dict:
             if figure["exit"] != stage.exit or not as_it_must or "Traceback" in err:
                 sys.exit(f"error: stage {stage.name!r} did not end as it must:\n{out}\n{err}")
             figures[stage.name] = figure
-            done.write_text(json.dumps([figures, server.sent]))
+            done.write_text(json.dumps([when, figures, server.sent]))
         downloads = {name: [list(request) for request in log] for name, log in server.sent.items()}
     for name, requests in downloads.items():
         arrived = 0  # bytes
@@ -107,7 +109,7 @@ def rehearse(folder: Path, full: bool = False) -> dict:
             if start != arrived:
                 sys.exit(f"error: {name} began at byte {start}, but {arrived} had arrived: {requests}")
             arrived = end
-    return {"stages": figures, "bytes_per_connection": downloads}
+    return {**when, "stages": figures, "bytes_per_connection": downloads}
 
 
 def run(command: str, home: Path, environment: dict[str, str]) -> tuple[dict, str, str]:
@@ -253,12 +255,14 @@ class Handler(BaseHTTPRequestHandler):
 # The files, made in a process of their own: the memory of this one would count as that of its children.
 
 
-def prepare(folder: Path, full: bool) -> None:
+def prepare(served: Path, full: bool) -> None:
+    folder = served.with_suffix(".part")
     folder.mkdir(parents=True)
     make_certificate(folder)
     write_openi(folder)
     write_vision(folder / VISION)
     write_base(folder / "base", full)
+    folder.rename(served)
 
 
 def make_certificate(folder: Path) -> None:
@@ -424,8 +428,7 @@ def main() -> None:
     kept = {name: earlier[name] for name in ("small", "full") if name in earlier}
     base = {"small": "the tiny base's shapes", "full": "Llama 3.1 8B's shapes"}
     configuration = {"base": base, "weights": "random, in NF4", "studies": N_STUDIES}
-    when = {name: machine()[name] for name in ("commit", "date")}
-    write_results("rehearsal", {"configuration": configuration, **kept, size: when | figures})
+    write_results("rehearsal", {"configuration": configuration, **kept, size: figures})
 
 
 if __name__ == "__main__":

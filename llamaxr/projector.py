@@ -3,7 +3,8 @@
 DenseNet's grid has a vector of features for each place in the image. Each becomes a vector in the language
 model's embedding space, a "soft token", which takes the position of a word in the prompt. Two learned linear
 layers do it, as in LLaVA-1.5 (Liu et al. 2023). A learned vector per view and place says where the place is:
-side and height in the lung must not get lost, since the report names them.
+side and height in the lung must not get lost, since the report names them. It starts as the sum of a vector
+for the row and one for the column, so that all places of a side have something in common.
 
 All radiographs look alike to DenseNet: most of a feature is the same in each, and the difference between two
 patients is small beside it. So each channel is first standardised to mean 0 and deviation 1 over the training
@@ -32,7 +33,8 @@ class Projector(nn.Module):
         self.register_buffer("std", torch.ones(in_channels))
         self.fc1 = nn.Linear(in_channels, dim)
         self.fc2 = nn.Linear(dim, dim)
-        self.place = nn.Parameter(torch.randn(n_views, grid * grid, dim) * token_std / 4)
+        row, column = torch.randn(n_views, grid, 1, dim), torch.randn(n_views, 1, grid, dim)
+        self.place = nn.Parameter((row + column).flatten(1, 2) * token_std / 2)  # (n_views, n_tokens, dim)
         # Inputs of std 1, fc1's default init and GELU give a std near 0.34. Undo it, then apply token_std.
         nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
         nn.init.zeros_(self.fc2.bias)

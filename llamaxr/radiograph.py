@@ -52,7 +52,7 @@ def normalise(pixels: np.ndarray, maximum: float) -> np.ndarray:
     """
     assert pixels.min() >= 0 and pixels.max() <= maximum, "pixels outside 0..maximum"
     values = pixels.astype(np.float32)
-    values /= maximum  # in place: an image may have 50 million pixels
+    values /= maximum  # in place: an image may have 30 million pixels
     values *= 2
     values -= 1
     values *= 1024

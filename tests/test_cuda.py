@@ -18,7 +18,7 @@ from torch import nn
 from llamaxr import decoding, fast
 from llamaxr.fast import packing
 from llamaxr.fast.nf4 import TiledNF4Linear
-from llamaxr.fast.optimizer import AdamW8bit
+from llamaxr.fast.optimizer import adamw8bit
 from llamaxr.llama import Llama, LlamaConfig
 from llamaxr.lora import TARGETS, add_lora
 from llamaxr.model import LlamaXR
@@ -257,7 +257,7 @@ def test_training_takes_the_memory_that_was_forecast(base):
         del model, llama, optimizer, batch
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamW8bit])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, adamw8bit])
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_step_waits_for_nothing(assemble, monkeypatch, plain, kind):
     """From the batch on the CPU to the new parameters. Then train.py waits once, for the loss to log."""
@@ -292,13 +292,13 @@ def test_adamw8bit_is_bitsandbytes_own_and_can_be_resumed(assemble, tmp_path):
             optimizer.step()
 
     ours, theirs = assemble("cuda"), assemble("cuda")
-    optimizer = AdamW8bit(trainable(ours), lr=1e-2)
+    optimizer = adamw8bit(trainable(ours), lr=1e-2)
     step(ours, optimizer, 3)
     step(theirs, bitsandbytes.optim.AdamW8bit(trainable(theirs), lr=1e-2), 3)
     assert all(torch.equal(a, b) for a, b in zip(trainable(ours), trainable(theirs), strict=True))
     folder = checkpoint.save(tmp_path, ours, {"base": "", "rank": 4, "lora_alpha": 8.0}, 3, 1.0, optimizer)
     resumed = assemble("cuda")
-    other = AdamW8bit(trainable(resumed), lr=1e-2)
+    other = adamw8bit(trainable(resumed), lr=1e-2)
     checkpoint.load(folder, resumed, other)
     step(ours, optimizer, 2)
     step(resumed, other, 2)

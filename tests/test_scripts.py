@@ -23,9 +23,10 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from llamaxr.errors import one_line_errors
+from llamaxr.files import tensors
 from llamaxr.runs import checkpoint, reports
 from llamaxr.runs.recipes import SAME_DATA
+from llamaxr.runs.terminal import one_line_errors
 from tests.conftest import lay_out_phantoms, short_run, untimed
 
 HOME = Path(__file__).resolve().parent.parent
@@ -101,7 +102,7 @@ def start(script, *argv):
     )  # fmt: skip
 
 
-def wait_for_step(run, step, seconds=60):
+def wait_for_step(run, step, seconds=300):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         path = run / "metrics.jsonl"
@@ -191,7 +192,7 @@ def test_the_other_bridges_train_and_generate_too(bridge, root, options, images,
 
 
 def test_a_full_disk_costs_no_finished_checkpoint(run, root, options, capsys, monkeypatch):
-    out, save_file, calls = root / "full", checkpoint.save_file, []
+    out, save_file, calls = root / "full", tensors.save_file, []
 
     def fails(error, after):
         def save(tensors, path, metadata):
@@ -202,10 +203,10 @@ def test_a_full_disk_costs_no_finished_checkpoint(run, root, options, capsys, mo
             save_file(tensors, path)
 
         calls.clear()
-        monkeypatch.setattr(checkpoint, "save_file", save)
+        monkeypatch.setattr(tensors, "save_file", save)
 
     fails(OSError(errno.ENOSPC, "No space left on device"), after=4)  # three files a checkpoint
-    assert "no space left on the disk" in refusal(capsys, train, *options, "--out", out)
+    assert "No space left on device; free some space" in refusal(capsys, train, *options, "--out", out)
     assert [f.name for f in out.glob("step-*")] == ["step-000003"]
     fails(SafetensorError("I/O error: No space left on device"), after=0)
     assert "free some space" in refusal(capsys, train, "--resume", out)
@@ -561,7 +562,12 @@ def test_a_file_that_cannot_be_scored_is_refused_in_one_line(capsys, tmp_path, l
     assert "is missing" in refusal(capsys, evaluate, "--score", tmp_path / "none.jsonl")
 
 
-def test_eval_refuses_in_one_line(run, capsys, tmp_path):
+def test_eval_refuses_in_one_line_before_it_loads_a_model(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.runs, "build", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "other.jsonl").write_text('{"id": "a", "reference": "x", "generated": "y"}\n')
+    (tmp_path / "labels.csv").write_text("report,Edema\nAnother.,1\n")
+    for flag, name, says in (("--against", "other.jsonl", "lacks"), ("--labels", "labels.csv", "no labels")):
+        assert says in refusal(capsys, evaluate, "--run", run, flag, tmp_path / name)
     assert "swapping needs two" in refusal(capsys, evaluate, "--run", run, "--limit", 1)
     assert "holds no IU X-ray" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
     assert "invalid choice" in refusal(capsys, evaluate, "--run", run, "--split", "all")

@@ -4,11 +4,15 @@ A film is a sum of densities (0 air, 1 metal) on a canvas. Lengths are in image 
 y from 0 at the top to 1. The film is drawn upright and symmetric, then posed (shift, scale, tilt) and exposed.
 As on a light box, the patient's right is on the image's left: right is x < 0. On the lateral view the patient
 faces left.
+
+Here are the anatomy and the sample's ten findings. drawing_iu.py adds those of IU X-ray.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -21,11 +25,15 @@ DRAWN = ("cardiomegaly", "effusion", "pneumothorax", "consolidation", "nodule", 
 ZONE_Y = {"upper": 0.27, "mid": 0.45, "lower": 0.62}
 ZONE_X = {"upper": 0.19, "mid": 0.23, "lower": 0.25}  # distance from the midline
 ZONE_DEPTH = {"upper": 0.02, "mid": -0.08, "lower": 0.12}  # x on the lateral view
+FOCAL = ("consolidation", "nodule", "granuloma")
+# Severity -> the part of a trait's range that it takes, and the amount of what changes the whole chest.
+SEVERITY = {"mild": ((0.2, 0.5), 0.7), "moderate": ((0.4, 0.8), 1.0), "severe": ((0.75, 1.0), 1.3)}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """name: one of DRAWN. side: left, right, bilateral or None. zone: upper, mid, lower or None.
+    """name: one of DRAWN. side: left, right, bilateral or None. zone: upper, mid, lower or None. severity: one of
+    SEVERITY; None, as in the sample, is any.
 
     The side of a device is its kind: left is a pacemaker, right a venous catheter, None sternotomy wires.
     """
@@ -33,9 +41,19 @@ class Finding:
     name: str
     side: str | None = None
     zone: str | None = None
+    severity: str | None = None
 
 
-class _Film:
+class Extra(NamedTuple):
+    """How to draw a finding that is not one of DRAWN. on_film(film, view, finding, traits) adds it to a film;
+    view has the `body` and its masks `lung`, `chest`, `r` and `spine`, and says whether it is `lateral`.
+    on_body(body, finding, traits) changes the anatomy before anything is drawn."""
+
+    on_film: Callable | None = None
+    on_body: Callable | None = None
+
+
+class Film:
     """A canvas of densities, float32 (n, n), and the tools to draw on it; lengths are in image widths."""
 
     def __init__(self, size: int):
@@ -53,7 +71,7 @@ class _Film:
         dx, dy = self.x[:, cols] - np.float32(x), self.y[rows] - np.float32(y)
         c, s = np.float32(math.cos(tilt)), np.float32(math.sin(tilt))
         r = np.sqrt(((c * dx + s * dy) / np.float32(rx)) ** 2 + ((c * dy - s * dx) / np.float32(ry)) ** 2)
-        mask = _ramp((1 - r) / np.float32(edge))
+        mask = ramp((1 - r) / np.float32(edge))
         if inside is not None:
             mask *= inside[rows, cols]
         region = self.density[rows, cols]                                    # a view: += draws on the canvas
@@ -106,27 +124,43 @@ def _border(edge, width, size):
             (0, size - width, size, size))[edge]
 
 
-def _ramp(t):
+def ramp(t):
     """0 below -1, 1 above 1, smooth between."""
     t = np.clip(t * np.float32(0.5) + np.float32(0.5), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def draw(findings: tuple[Finding, ...], rng: np.random.Generator, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    findings: tuple[Finding, ...], rng: np.random.Generator, size: int = 224, extra: Mapping[str, Extra] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The frontal and the lateral film, uint8 (size, size). The same rng gives the same body and pose for any
-    findings: two films of one rng differ in their findings only."""
+    findings: two films of one rng differ in their findings only. extra: findings beyond DRAWN, by name."""
+    extra = extra or {}
+    names = (*DRAWN, *extra)
     body_seed, findings_seed, frontal_seed, lateral_seed = rng.integers(2**32, size=4)
     body = _body(findings, np.random.default_rng(body_seed))
     # four numbers in [0, 1) per finding, shared by both views: size, position (2), density
-    traits = {f: np.random.default_rng((findings_seed, DRAWN.index(f.name))).random(4) for f in findings}
-    return _frontal(body, traits, np.random.default_rng(frontal_seed), size), \
-        _lateral(body, traits, np.random.default_rng(lateral_seed), size)
+    traits = {f: _graded(np.random.default_rng((findings_seed, names.index(f.name))).random(4), f.severity)
+              for f in findings}
+    for finding, t in traits.items():
+        if finding.name in extra and (on_body := extra[finding.name].on_body):
+            on_body(body, finding, t)
+    return _frontal(body, traits, np.random.default_rng(frontal_seed), size, extra), \
+        _lateral(body, traits, np.random.default_rng(lateral_seed), size, extra)
+
+
+def _graded(traits, severity):
+    """The traits with size and density in the part of their range that the severity takes."""
+    if severity is not None:
+        (low, high), _ = SEVERITY[severity]
+        traits[[0, 3]] = low + (high - low) * traits[[0, 3]]
+    return traits
 
 
 def _body(findings, rng) -> SimpleNamespace:
     """The anatomy of one patient, with the findings that change the whole film."""
     u = rng.uniform
-    names = {f.name for f in findings}
+    amount = {f.name: SEVERITY[f.severity or "moderate"][1] for f in findings}
     body = SimpleNamespace(
         half=u(0.30, 0.40), apex=u(0.07, 0.16), base=u(0.64, 0.785), dome=u(0.05, 0.10), air=u(0.52, 0.76),
         lung_top=u(0.32, 0.40), ribs=u(0.065, 0.085), rib_slope=u(0.7, 1.3), rib_at=u(0, 0.07), rib=u(0.03, 0.11),
@@ -138,12 +172,13 @@ def _body(findings, rng) -> SimpleNamespace:
     # the heart's width as a share of the chest's; a short breath lays a normal heart wider on the diaphragm
     body.heart = u(0.38, 0.46) + 0.25 * max(0, 0.72 - body.base) + 0.6 * abs(body.turn)
     big, bend, bend_side, low, flat = u(0.58, 0.74), u(0.04, 0.065), u(-1, 1), u(0.815, 0.87), u(0.15, 0.35)
-    if "cardiomegaly" in names:
-        body.heart = big
-    if "scoliosis" in names:
-        body.bend, body.spine = math.copysign(bend, bend_side), 0.06 + body.spine
-    if "hyperinflation" in names:
-        body.base, body.dome, body.air = low, body.dome * flat, min(body.air + 0.10, 0.8)
+    if "cardiomegaly" in amount:
+        body.heart = big + 0.15 * (amount["cardiomegaly"] - 1)
+    if "scoliosis" in amount:
+        body.bend, body.spine = math.copysign(bend * amount["scoliosis"], bend_side), 0.06 + body.spine
+    if "hyperinflation" in amount:
+        more = amount["hyperinflation"]
+        body.base, body.dome, body.air = low + 0.1 * (more - 1), body.dome * flat / more, min(body.air + 0.10, 0.8)
         body.ribs, body.rib_slope, body.heart = body.ribs * 1.15, body.rib_slope * 0.5, body.heart * 0.93
     return body
 
@@ -170,13 +205,13 @@ def _mottle(film, rng, amount):
     return np.asarray(Image.fromarray(coarse).resize((film.n, film.n), Image.Resampling.BICUBIC))
 
 
-def _frontal(body, traits, rng, size) -> np.ndarray:
-    film, pose = _Film(size), _pose(rng)
+def _frontal(body, traits, rng, size, extra) -> np.ndarray:
+    film, pose = Film(size), _pose(rng)
     x, y = film.x, film.y
     ax, side = np.abs(x), np.sign(x)
     # the body: neck, shoulders, trunk; then the lungs are cut out of it
     edge = body.width * np.interp(y, (0, 0.06, 0.13, 0.22, 0.6, 1), (0.14, 0.2, 0.36, 0.5, 0.455, 0.46))
-    film.density += np.float32(body.soft) * _ramp((edge.astype(np.float32) - ax) / np.float32(0.03))
+    film.density += np.float32(body.soft) * ramp((edge.astype(np.float32) - ax) / np.float32(0.03))
     spine = np.float32(body.bend) * np.sin((y - 0.1) * np.float32(2 * math.pi / 0.95)) + np.float32(0.002)
     turned = x - np.float32(body.turn) - spine               # a rotated or bent chest: what is in front moves too
     top = np.float32(body.lung_top)
@@ -185,21 +220,21 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
     up = np.clip(top - y, 0, None) / np.float32(body.lung_top - body.apex)
     r = np.sqrt(across * across + up * up)                                  # 1 on the chest wall and at the apex
     floor = body.base + body.left * (side > 0) + body.dome * ((ax - 0.17) / (body.half - 0.17)) ** 2  # (1, n) the domes
-    above = _ramp((floor.astype(np.float32) - y) / np.float32(0.008))
-    chest = _ramp((1 - r) / np.float32(0.045)) * _ramp((floor.astype(np.float32) + 0.012 - y) / np.float32(0.008))
+    above = ramp((floor.astype(np.float32) - y) / np.float32(0.008))
+    chest = ramp((1 - r) / np.float32(0.045)) * ramp((floor.astype(np.float32) + 0.012 - y) / np.float32(0.008))
     lung = chest * above
     film.density *= 1 - np.float32(body.air) * lung * (1 + np.float32(2 * body.turn) * side)
     film.density += (1 - above) * (ax < edge) * np.float32(body.belly) + _mottle(film, rng, 0.02)
     film.density += lung * np.float32(body.haze) * np.clip((y - 0.35) / np.float32(0.4), 0, 1) ** 2
 
     # bones
-    cage = _ramp((body.half + 0.02 - ax) / np.float32(0.02)) * _ramp((0.9 - y) / np.float32(0.05)) \
-        * _ramp((y - 0.08) / np.float32(0.03)) * (ax > 0.045)
+    cage = ramp((body.half + 0.02 - ax) / np.float32(0.02)) * ramp((0.9 - y) / np.float32(0.05)) \
+        * ramp((y - 0.08) / np.float32(0.03)) * (ax > 0.045)
     back = (y - body.rib_at - body.rib_slope * (ax - 0.08) ** 2 * 1.5) / body.ribs
     front = (y - body.rib_at - 0.02 + body.rib_slope * 0.55 * (ax - 0.1)) / (body.ribs * 1.1)
     for phase, weight in ((back, 1.0), (front, body.front_rib)):
         wave = np.cos(phase.astype(np.float32) * np.float32(2 * math.pi))
-        film.density += np.float32(body.rib * weight) * cage * _ramp((wave - 0.35) * 3) * (0.4 + 0.6 * lung)
+        film.density += np.float32(body.rib * weight) * cage * ramp((wave - 0.35) * 3) * (0.4 + 0.6 * lung)
     c, t = 0.135 + body.clavicle, body.turn
     film.strokes([([(s * 0.035 + 2 * t, c + 0.05), (s * 0.12 + t, c + 0.025), (s * 0.22, c), (s * 0.38, c - 0.035)],
                    0.022, 0.12) for s in (-1, 1)], 2)
@@ -214,7 +249,7 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
     for s in (-1, 1):
         film.ellipse(s * 0.085, 0.45, 0.035, 0.06, body.hilum, edge=0.9)                       # hilum
     white, low = body.center, body.base + 0.02
-    film.raise_to(white, _ramp((0.055 - np.abs(turned)) / np.float32(0.014)) * _ramp((y - 0.1) / np.float32(0.08)))
+    film.raise_to(white, ramp((0.055 - np.abs(turned)) / np.float32(0.014)) * ramp((y - 0.1) / np.float32(0.08)))
     film.ellipse(0.055 + t, 0.335, body.aorta, body.aorta * 1.2, white, edge=0.35, at_least=True)
     # the heart lies on the diaphragm: a third of it right of the midline, two thirds left
     w = 2 * body.half * body.heart
@@ -227,13 +262,13 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
     film.ellipse(0.62 * w + t, low, body.fat, body.fat, white - 0.1, edge=0.8, at_least=True)  # fat at the apex
     # the spine shows through the heart
     blocks = 0.75 + 0.25 * np.cos(y * np.float32(2 * math.pi / 0.062))
-    film.density += np.float32(body.spine) * blocks * _ramp((0.042 - np.abs(x - spine)) / np.float32(0.009))
+    film.density += np.float32(body.spine) * blocks * ramp((0.042 - np.abs(x - spine)) / np.float32(0.009))
     air = [([(0.0 + t, 0.0), (0.004 + t, 0.2), (0.0, 0.385)], 0.03, 0.14),
            ([(0.0, 0.38), (-0.05, 0.43)], 0.018, 0.1), ([(0.0, 0.38), (0.065, 0.44)], 0.018, 0.1)]
     film.density *= -1                                                                         # air subtracts
     film.strokes(air, 2)
     film.density *= -1
-    gas = _ramp((y - np.float32(body.base + 0.045)) / np.float32(0.01))                        # in the stomach
+    gas = ramp((y - np.float32(body.base + 0.045)) / np.float32(0.01))                        # in the stomach
     film.ellipse(0.17, body.base + 0.08, 0.085, body.bubble, body.gas, edge=0.35, inside=gas * (1 - above))
 
     aerated = lung                                                  # the lung that is not collapsed has vessels
@@ -250,16 +285,18 @@ def _frontal(body, traits, rng, size) -> np.ndarray:
                 rise = (0.07 + 0.03 * t[2]) * (np.clip(ax - 0.1, 0, None) / (body.half - 0.1)) ** 2
                 level = (_fluid_level(body, t, s) - rise).astype(np.float32)
                 soft = np.float32(0.008 + 0.015 * t[3])
-                film.raise_to(body.soft + body.belly, chest * (x * s > 0.03) * _ramp((y - level) / soft))
+                film.raise_to(body.soft + body.belly, chest * (x * s > 0.03) * ramp((y - level) / soft))
             elif finding.name == "atelectasis":
                 low = min([body.base] + [_fluid_level(body, v, s) for f, v in traits.items()
                                          if f.name == "effusion" and f.side in (finding.side, "bilateral")])
-                _bands(film, s * 0.22, min(low, body.base) - 0.045, s, t)
-            elif finding.zone:
+                y = min(low, body.base) - 0.045 if finding.zone == "lower" else ZONE_Y[finding.zone]
+                _bands(film, s * 0.22, y, s, t)
+            elif finding.name in FOCAL:
                 px, py = s * (ZONE_X[finding.zone] + 0.06 * (t[1] - 0.5)), ZONE_Y[finding.zone] + 0.08 * (t[2] - 0.5)
-                _opacity(film, finding.name, px, py, t, lung)
+                opacity(film, finding.name, px, py, t, lung)
     if (device := next((f for f in traits if f.name == "device"), None)) is not None:
-        film.strokes(_frontal_device(device.side, traits[device]), 0.4)
+        film.strokes(frontal_device(device.side, traits[device]), 0.4)
+    _draw_extra(film, extra, traits, body=body, lateral=False, lung=lung, chest=chest, r=r, spine=spine)
     return film.expose(pose, rng)
 
 
@@ -273,7 +310,7 @@ def _collapse(film, finding, t, lung, r):
     depth = (0.17 + 0.24 * t[0]) * np.clip((0.62 - film.y) / 0.35, 0, 1).astype(np.float32)      # (n, 1)
     this_side = film.x * SIGN[finding.side] > 0
     inner = (1 - depth) - r                                                     # above 0: still lung
-    rim = lung * this_side * _ramp(-inner / np.float32(0.03)) * (depth > 0.01)
+    rim = lung * this_side * ramp(-inner / np.float32(0.03)) * (depth > 0.01)
     film.density *= 1 - np.float32(0.4 + 0.2 * t[1]) * rim
     film.density += np.float32(0.12 + 0.1 * t[2]) * lung * this_side * (depth > 0.02) \
         * np.clip(1 - np.abs(inner) / np.float32(0.045), 0, 1)
@@ -281,7 +318,7 @@ def _collapse(film, finding, t, lung, r):
 
 
 def _vessels(rng, body):
-    """Vessels that fan out from both hila, as lines for _Film.strokes."""
+    """Vessels that fan out from both hila, as lines for Film.strokes."""
     lines = []
     for s in (-1, 1):
         for angle in np.linspace(-1.35, 1.3, 10) + rng.normal(0, 0.1, 10):
@@ -294,7 +331,7 @@ def _vessels(rng, body):
     return lines
 
 
-def _opacity(film, name, x, y, t, lung):
+def opacity(film, name, x, y, t, lung):
     """A focal opacity in the lung. The three kinds differ in size, edge and density."""
     if name == "nodule":
         radius = 0.020 + 0.018 * t[0]
@@ -317,7 +354,7 @@ def _bands(film, x, y, slope, t):
                    0.18 + 0.1 * t[3])], 0.7)
 
 
-def _frontal_device(side, t):
+def frontal_device(side, t):
     if side == "left":          # pacemaker: a can below the clavicle, a lead to the right ventricle
         x, y = 0.27 + 0.03 * t[1], 0.23 + 0.03 * t[2]
         return [([(x - 0.035, y), (x + 0.035, y)], 0.06, 0.6),
@@ -326,27 +363,27 @@ def _frontal_device(side, t):
     if side == "right":         # central venous catheter: from the neck or the arm into the superior vena cava
         start = [(-0.09, 0.0), (-0.075, 0.12)] if t[1] < 0.5 else [(-0.45, 0.22), (-0.25, 0.16), (-0.1, 0.17)]
         return [(start + [(-0.045, 0.26), (-0.035, 0.42 + 0.08 * t[2])], 0.012, 0.5)]
-    return [(_ring(0.005 * (-1) ** k, 0.3 + 0.07 * k + 0.03 * t[2], 0.017), 0.008, 0.55) for k in range(6)]
+    return [(ring(0.005 * (-1) ** k, 0.3 + 0.07 * k + 0.03 * t[2], 0.017), 0.008, 0.55) for k in range(6)]
 
 
-def _ring(x, y, radius):
+def ring(x, y, radius):
     return [(x + radius * math.cos(a), y + 0.6 * radius * math.sin(a)) for a in np.linspace(0, 6.3, 9)]
 
 
-def _lateral(body, traits, rng, size) -> np.ndarray:
-    film, pose = _Film(size), _pose(rng, lateral=True)
+def _lateral(body, traits, rng, size, extra) -> np.ndarray:
+    film, pose = Film(size), _pose(rng, lateral=True)
     x, y = film.x / np.float32(body.depth), film.y
     names = {f.name for f in traits}
     hyperinflated = "hyperinflation" in names
     front = np.interp(y, (0, 0.12, 0.3, 0.7, 1), (-0.16, -0.2, -0.33, -0.37, -0.36)).astype(np.float32)
-    film.density += np.float32(body.soft) * _ramp((x - front) / np.float32(0.03)) * _ramp((0.42 - x) / np.float32(0.03))
+    film.density += np.float32(body.soft) * ramp((x - front) / np.float32(0.03)) * ramp((0.42 - x) / np.float32(0.03))
     # the lungs overlap, between breastbone and spine
     across = (x + 0.02) / np.where(x < -0.02, 0.26 + 0.03 * hyperinflated, 0.27).astype(np.float32)
     up = np.clip(0.42 - y, 0, None) / np.float32(0.42 - body.apex)
     r = np.sqrt(across * across + up * up)
     floor = body.base + 0.02 + 0.25 * x + 1.6 * body.dome * ((x + 0.02) / 0.27) ** 2
-    above = _ramp((floor.astype(np.float32) - y) / np.float32(0.01))
-    chest = _ramp((1 - r) / np.float32(0.05)) * _ramp((floor.astype(np.float32) + 0.014 - y) / np.float32(0.01))
+    above = ramp((floor.astype(np.float32) - y) / np.float32(0.01))
+    chest = ramp((1 - r) / np.float32(0.05)) * ramp((floor.astype(np.float32) + 0.014 - y) / np.float32(0.01))
     lung = chest * above
     film.density *= 1 - np.float32(body.air - 0.06) * lung
     film.density += (1 - above) * (x > front) * (x < 0.42) * np.float32(body.belly) + _mottle(film, rng, 0.02)
@@ -355,9 +392,9 @@ def _lateral(body, traits, rng, size) -> np.ndarray:
     rotated = "scoliosis" in names                                   # a rotated spine hides its discs
     blocks = 0.75 + (0.04 if rotated else 0.25) * np.cos(y * np.float32(2 * math.pi / 0.07))
     width = 0.05 + 0.02 * rotated
-    film.density += np.float32(body.spine + 0.08) * blocks * _ramp((width - np.abs(x - spine)) / np.float32(0.01))
+    film.density += np.float32(body.spine + 0.08) * blocks * ramp((width - np.abs(x - spine)) / np.float32(0.01))
     wave = np.cos((y - body.rib_at - 0.25 * (0.2 - x)) / body.ribs * np.float32(2 * math.pi))
-    film.density += np.float32(0.7 * body.rib) * _ramp((wave - 0.45) * 3) * lung
+    film.density += np.float32(0.7 * body.rib) * ramp((wave - 0.45) * 3) * lung
     film.strokes([([(-0.2, 0.16), (-0.3, 0.35), (-0.32, 0.6)], 0.022, 0.16),                   # breastbone
                   ([(0.33, 0.12), (0.3, 0.4)], 0.02, 0.1)], 1.5)                               # shoulder blade
     h = body.heart / 0.44                            # the heart, on the diaphragm, behind the breastbone
@@ -378,26 +415,35 @@ def _lateral(body, traits, rng, size) -> np.ndarray:
         s = SIGN.get(finding.side, 0)
         if finding.name == "effusion":          # fluid shows first in the deepest recess, at the back
             level = body.base + 0.08 - 0.28 * t[0] ** 1.7 - 0.3 * np.clip(x - 0.08, 0, None) - 0.02 * (s == 0)
-            fluid = _ramp((y - level.astype(np.float32)) / np.float32(0.012))
+            fluid = ramp((y - level.astype(np.float32)) / np.float32(0.012))
             film.raise_to(body.soft + body.belly, chest * (x > -0.1) * fluid)
         elif finding.name == "pneumothorax":
             _collapse(film, Finding("pneumothorax", "left"), t, lung, r)
             _collapse(film, Finding("pneumothorax", "right"), t, lung, r)
         elif finding.name == "atelectasis":
-            _bands(film, 0.08 + 0.03 * s, body.base - 0.09, 1, t)
+            y = body.base - 0.09 if finding.zone == "lower" else ZONE_Y[finding.zone]
+            _bands(film, 0.08 + 0.03 * s, y, 1, t)
         elif finding.name == "device":
-            film.strokes(_lateral_device(finding.side, t), 0.4)
-        elif finding.zone:
+            film.strokes(lateral_device(finding.side, t), 0.4)
+        elif finding.name in FOCAL:
             px, py = ZONE_DEPTH[finding.zone] + 0.06 * (t[3] - 0.5), ZONE_Y[finding.zone] + 0.08 * (t[2] - 0.5)
-            _opacity(film, finding.name, px, py, t, lung)
+            opacity(film, finding.name, px, py, t, lung)
+    _draw_extra(film, extra, traits, body=body, lateral=True, lung=lung, chest=chest, r=r, spine=spine)
     return film.expose(pose, rng)
 
 
-def _lateral_device(side, t):
+def _draw_extra(film, extra, traits, **view):
+    """Add the findings of `extra` to a film."""
+    for finding, t in traits.items():
+        if finding.name in extra and (on_film := extra[finding.name].on_film):
+            on_film(film, SimpleNamespace(**view), finding, t)
+
+
+def lateral_device(side, t):
     if side == "left":
         y = 0.23 + 0.03 * t[2]
         return [([(-0.27, y), (-0.235, y + 0.05)], 0.035, 0.6),
                 ([(-0.25, y), (-0.1, 0.2), (-0.03, 0.3), (-0.04, 0.55), (-0.16, 0.66)], 0.009, 0.5)]
     if side == "right":
         return [([(-0.02, 0.0), (-0.05, 0.26), (-0.03, 0.42 + 0.08 * t[2])], 0.012, 0.5)]
-    return [(_ring(-0.22 - 0.02 * k, 0.28 + 0.07 * k, 0.01), 0.008, 0.55) for k in range(6)]
+    return [(ring(-0.22 - 0.02 * k, 0.28 + 0.07 * k, 0.01), 0.008, 0.55) for k in range(6)]

@@ -24,6 +24,7 @@ from .table import read_rows
 
 ANNOTATION, XML_FOLDER, XML_ARCHIVE = "annotation.json", "ecgen-radiology", "NLMCXR_reports.tgz"
 PNG_FOLDER = "NLMCXR_png"
+SIMULATION = "simulation.json"  # in a folder whose images tools/simulate_iu.py drew
 MAX_XML = 2**20  # bytes; the largest of the 3955 files has 8967
 
 
@@ -111,11 +112,12 @@ def read_kaggle(root: Path) -> list[Report]:
     return reports
 
 
-def read_openi(root: Path) -> tuple[list[Report], list[str]]:
-    """Open-i's reports by number, from ecgen-radiology/ or else NLMCXR_reports.tgz; and the names of damaged
-    files. The XML does not name the views: the first image is taken as frontal, the second as lateral."""
+def read_openi(root: Path, archive: Path | None = None) -> tuple[list[Report], list[str]]:
+    """Open-i's reports by number, and the names of damaged files; from `archive` if it is given, else from
+    ecgen-radiology/ or NLMCXR_reports.tgz in the folder. The XML does not name the views: the first image is
+    taken as frontal, the second as lateral."""
     reports, damaged = [], []
-    for name, raw in _xml_files(root):
+    for name, raw in _xml_files(root) if archive is None else _xml_members(archive):
         try:
             reports.append(_parse_xml(raw, root / PNG_FOLDER))
         except (expat.ExpatError, ValueError, LookupError, AttributeError, TypeError):
@@ -139,8 +141,11 @@ def _xml_files(root: Path) -> Iterator[tuple[str, bytes]]:
             with path.open("rb") as file:
                 yield f"{XML_FOLDER}/{path.name}", file.read(MAX_XML + 1)
         return
-    for name, content, _ in read_members(archive, ".xml"):
-        yield name, content
+    yield from _xml_members(archive)
+
+
+def _xml_members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    return ((name, content) for name, content, _ in read_members(archive, ".xml"))
 
 
 def parse_plain_xml(raw: bytes) -> ElementTree.Element:

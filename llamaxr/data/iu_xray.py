@@ -49,6 +49,8 @@ def load_studies(
     layout = iu_layouts.find_layout(root)
     bad_reports: list[str] = []
     if layout == "r2gen":
+        if (root / iu_layouts.SIMULATION).is_file():
+            warn(f"the images in {root} are a simulation; results on them say nothing about patients")
         reports = iu_layouts.read_r2gen(root)
         if iu_layouts.has_openi_reports(root):
             bad_reports = add_openi_sections(reports, root)

@@ -1,23 +1,45 @@
 """The outline: one line of findings that the model writes before the report.
 
-    Findings: effusion left, nodule.
-    There is a small left pleural effusion. A nodule is seen in the lung. ...
+    Findings: effusion left, nodule right upper.
+    There is a small left pleural effusion. A nodule is seen in the right upper lobe. ...
 
-In: a report. Out: the report after a line of the findings that it asserts, each with its sides, and the way
-back. Most words of a report are the same for every patient. A model lowers its loss by learning those first,
-long before it uses the image. The words of an outline can be predicted from the image alone.
+In: a report. Out: the report after a line of the findings that it asserts, each with its sides and zones, and
+the way back. Most words of a report are the same for every patient. A model lowers its loss by learning those
+first, long before it uses the image. The words of an outline can be predicted from the image alone.
 """
 
-from ..metrics.findings import FINDINGS, locate
+import itertools
+import re
+
+from ..metrics.findings import FINDINGS, locate, mentions
 
 OUTLINE = "Findings: "  # how every outline starts
+ZONES = {"upper": "upper", "mid": "mid", "middle": "mid", "lower": "lower", "base": "lower", "bases": "lower",
+         "basilar": "lower", "bibasilar": "lower", "basal": "lower"}  # fmt: skip
+PLACES = {"left", "right", *ZONES.values()}
+# "upper limits of normal", "upper abdomen" and "lower lung volumes" are no places in a lung.
+_ZONE = re.compile(rf"\b({'|'.join(ZONES)})\b(?! limits| abdom| lung vol| vol)")
 
 
 def with_outline(report: str) -> str:
     """The report after its outline line, which names the findings in the order of FINDINGS, or "none"."""
-    sides = locate(report)
-    named = [" ".join([name, *sorted(sides[name])]) for name in FINDINGS if name in sides]
+    sides, zones = locate(report), find_zones(report)
+    named = [" ".join([name, *sorted(sides[name]), *zones[name]]) for name in FINDINGS if name in sides]
     return f"{OUTLINE}{', '.join(named) or 'none'}.\n{report}"
+
+
+def find_zones(report: str) -> dict[str, list[str]]:
+    """The findings that the report asserts, each with its zones from top to bottom. A zone belongs to the
+    finding next to it in its sentence."""
+    asserted = [m for m in mentions(report) if m.state == "asserted"]
+    zones = {m.finding: set() for m in asserted}
+    for sentence in re.finditer(r"[^.]+", report.lower()):
+        inside = [m for m in asserted if sentence.start() <= m.start < sentence.end()]
+        for word in _ZONE.finditer(sentence[0]) if inside else ():
+            at = sentence.start() + word.start()
+            nearest = min(inside, key=lambda m: max(m.start - at, at - m.end))
+            zones[nearest.finding].add(ZONES[word[1]])
+    return {name: sorted(found, key=list(ZONES.values()).index) for name, found in zones.items()}
 
 
 def outline_line(text: str) -> str:
@@ -35,12 +57,16 @@ def split_outline(text: str) -> tuple[str, str]:
 
 def read_outline(line: str) -> dict[str, frozenset[str]]:
     """An outline from split_outline -> {finding: its sides}. Words that name no finding are ignored."""
+    return {name: words & {"left", "right"} for name, words in read_places(line).items()}
+
+
+def read_places(line: str) -> dict[str, frozenset[str]]:
+    """An outline from split_outline -> {finding: the words for its sides and zones}."""
     findings = {}
-    for name in line.strip().rstrip(".").split(", "):
-        sides = set()
-        while name.endswith((" left", " right")):
-            name, _, side = name.rpartition(" ")
-            sides.add(side)
+    for entry in line.strip().rstrip(".").split(", "):
+        words = entry.split(" ")
+        n = sum(1 for _ in itertools.takewhile(PLACES.__contains__, reversed(words)))
+        name = " ".join(words[: len(words) - n])
         if name in FINDINGS:
-            findings[name] = frozenset(sides)
+            findings[name] = frozenset(words[len(words) - n :])
     return findings

@@ -22,6 +22,7 @@ from .study import SPLITS, Study, path_inside, validate_studies
 
 COLUMNS = ("id", "frontal", "lateral", "report", "split")
 MAX_LINE, MAX_TABLE = 2**20, 2**30  # characters; the largest table known here has 2**26
+MAX_GROWTH, LEAST_TABLE = 50, 2**20  # tables unpack to ten times their size; a small one may have 1 MiB
 
 
 def load_studies(path: Path | None, on_missing: str, warn: Callable[[str], None]) -> list[Study]:
@@ -48,20 +49,24 @@ def load_studies(path: Path | None, on_missing: str, warn: Callable[[str], None]
     return validate_studies(studies, path, on_missing, warn)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a .csv or .csv.gz file as (line number, {column: stripped text}), for these columns only.
-    Raises UserError if a column is missing or the file is no CSV in UTF-8."""
+def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a .csv or .csv.gz file as (line number, {column: stripped text}), for these columns (or
+    all). UserError if a column is missing or there twice, or the file is no CSV in UTF-8."""
     if not path.is_file():  # a pipe too: reading it could block for ever
         raise UserError(f"{path} is missing; add it")
     try:
-        open_text = gzip.open if path.suffix == ".gz" else open
+        packed, size = path.suffix == ".gz", path.stat().st_size
+        most = min(MAX_TABLE, max(LEAST_TABLE, MAX_GROWTH * size)) if packed else MAX_TABLE
+        open_text = gzip.open if packed else open
         with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(_lines(file), strict=True)
-            header = reader.fieldnames or ()
-            if missing := [name for name in columns if name not in header]:
+            reader = csv.DictReader(_lines(file, most), strict=True)
+            header = reader.fieldnames or []
+            columns = columns or [name for name in header if name]
+            if wrong := [name for name in columns if header.count(name) != 1]:
+                fault = "two columns" if wrong[0] in header else "no column"
                 raise UserError(
-                    f"{path} has no column {', '.join(missing)}; its first line must name "
-                    f"{','.join(columns)}, and is {short(','.join(header))!r}"
+                    f"{path} has {fault} {short(', '.join(wrong))}; its first line must name "
+                    f"{short(','.join(columns))}, and is {short(','.join(header))!r}"
                 )
             for row in reader:
                 if None in row or None in row.values():  # more or fewer cells than the header
@@ -74,11 +79,12 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({reason}); export it again") from None
 
 
-def _lines(file: TextIO) -> Iterator[str]:
-    """The lines of a file, which may be packed: without bounds a few bytes become a line without end."""
+def _lines(file: TextIO, most: int) -> Iterator[str]:
+    """The lines of a file, which may be packed: without bounds a few bytes become a line, or a table, without
+    end. most: characters in all."""
     n_read = 0
     while line := file.readline(MAX_LINE + 1):
         n_read += len(line)
-        if len(line) > MAX_LINE or n_read > MAX_TABLE:
+        if len(line) > MAX_LINE or n_read > most:
             raise csv.Error("a line or the whole is too long for a table")
         yield line

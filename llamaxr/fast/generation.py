@@ -30,8 +30,7 @@ READ_AT_ONCE = 2**10  # positions of prompts that go through the layers together
 
 
 def packs_in_16_bits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights are held in fp16 while fp32 is computed: where FBGEMM exists, which is x86 with
-    AVX2."""
+    """Whether weights are held in fp16 while fp32 is computed: where FBGEMM exists (x86 with AVX2)."""
     has_kernel = "fbgemm" in torch.backends.quantized.supported_engines
     return device.type == "cpu" and dtype == torch.float32 and has_kernel
 
@@ -124,9 +123,7 @@ class MergedLlama(Llama):
     """llama.Llama with merged blocks, a merged head and a prefix cache."""
 
     head: nn.Module
-    prefix_cache: (
-        tuple[Tensor, KVCache] | None
-    )  # the first prompt that was read, (1, time, dim), and its cache
+    prefix_cache: tuple[Tensor, KVCache] | None  # the first prompt that was read, (1, time, dim); its cache
 
     def hidden(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """As Llama.hidden, except where prompts without filler are read into an empty cache. There only the
@@ -147,8 +144,8 @@ class MergedLlama(Llama):
 
     def copy_prefix(self, x: Tensor, cache: KVCache) -> int:
         """Fill the empty cache with the positions that all rows of x (batch, time, dim) share with the first
-        prompt that was ever read: how many. The last position is not among them: its hidden state is
-        wanted."""
+        prompt that was ever read: how many. The last position, whose hidden state is wanted, is not among
+        them."""
         if self.prefix_cache is None:
             prefix = KVCache(self.config, 1, x.shape[1], x.device, x.dtype)
             super().hidden(x[:1], None, prefix)

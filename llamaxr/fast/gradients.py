@@ -84,9 +84,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def cross_entropy(hidden: Tensor, targets: Tensor, head: Tensor) -> Tensor:
-    """Cross-entropy of the logits hidden head^T at targets, summed. hidden (n, dim), targets (n,); head,
-    frozen,
-    (vocab, dim). The gradient of hidden is computed while the logits of a chunk of positions exist."""
+    """Cross-entropy of the logits hidden head^T at targets, summed. hidden (n, dim), targets (n,), and the
+    frozen head (vocab, dim). The gradient of hidden is computed while the logits of a chunk of positions
+    exist."""
     return _CrossEntropy.apply(hidden, targets, head)
 
 
@@ -204,9 +204,8 @@ class _LoRA(torch.autograd.Function):
 
 
 def _head_pieces(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The vocabulary projection in dtype, piece by piece: its rows and (n_rows, dim). One that is held in 16
-    bits is widened into one buffer, which the next piece overwrites: fresh memory costs more than
-    widening."""
+    """The vocabulary projection in dtype, piece by piece: its rows and (n_rows, dim). What is held in 16 bits
+    is widened into one buffer, which the next piece overwrites: fresh memory costs more than widening."""
     if head.dtype == dtype:
         yield slice(0, len(head)), head
         return

@@ -111,9 +111,8 @@ class TiledNF4Linear(NF4Linear):
             yield rows, self.packed[a // 2 : (b + 1) // 2], absmax[a // BLOCK_SIZE : -(-b // BLOCK_SIZE)]
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """The weight tile by tile: its rows, and their weights (n_rows, in_features), by bitsandbytes'
-        kernel.
-        It rounds to dtype: forward and backward both ask for what they compute in, so they round alike."""
+        """The weight tile by tile: its rows, and their weights (n_rows, in_features). bitsandbytes' kernel
+        rounds to dtype: forward and backward both ask for what they compute in, so they round alike."""
         import bitsandbytes.functional as bnb
 
         for rows, codes, absmax in self.stored_tiles():
@@ -194,8 +193,7 @@ def dequantise_blocks(codes: Tensor, absmax: Tensor, n: int) -> Tensor:
 @functools.cache
 def eight_bit_levels() -> Tensor:
     """What the 256 codes of an absmax stand for, in [-1, 1]: seven powers of ten, each divided twice as
-    finely
-    as the next smaller one (the dynamic data type of Dettmers 2016)."""
+    finely as the next smaller one (the dynamic data type of Dettmers 2016)."""
     levels = [torch.tensor([0.0, 1.0])]
     for i in range(7):
         bounds = torch.linspace(0.1, 1, 2**i + 1)

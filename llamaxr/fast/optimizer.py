@@ -2,20 +2,25 @@
 
 bitsandbytes 0.50 calls torch.cuda.synchronize() once per parameter: with LoRA in LLaMA 3.1 8B 453 times per
 step. Nothing needs it: what reads the parameters next is launched behind what writes them.
+
+bitsandbytes is imported at the first use: torch's compiler comes with it, which takes a second.
 """
 
-import bitsandbytes.optim
 import torch
 
 
-class AdamW8bit(bitsandbytes.optim.AdamW8bit):
-    """bitsandbytes' own, with the same state and the same steps, bit for bit."""
+def adamw8bit(parameters: list, **settings) -> torch.optim.Optimizer:
+    """bitsandbytes' own AdamW8bit, with the same state and the same steps, bit for bit."""
+    import bitsandbytes.optim
 
-    @torch.no_grad()
-    def step(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            for j, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    if not self.state[parameter]:
-                        self.init_state(group, parameter, i, j)
-                    self.update_step(group, parameter, i, j)
+    class AdamW8bit(bitsandbytes.optim.AdamW8bit):
+        @torch.no_grad()
+        def step(self) -> None:
+            for i, group in enumerate(self.param_groups):
+                for j, parameter in enumerate(group["params"]):
+                    if parameter.grad is not None:
+                        if not self.state[parameter]:
+                            self.init_state(group, parameter, i, j)
+                        self.update_step(group, parameter, i, j)
+
+    return AdamW8bit(parameters, **settings)

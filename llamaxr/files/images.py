@@ -20,7 +20,7 @@ from ..errors import UserError
 from .text import short
 
 MIN_SIDE = 32  # pixels; a thumbnail smaller than this shows no finding
-MAX_PIXELS = 50_000_000  # of an image, and of those that are open together; detectors have up to 20 million
+MAX_PIXELS = 30_000_000  # of an image, and of those that are open together; detectors have up to 20 million
 MAX_BYTES = 2**28  # a DICOM is read into memory whole
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # that detectors deliver inside 16-bit files
 PNG, COLOURS = b"\x89PNG\r\n\x1a\n", (2, 4, 6)  # PNG's colour types RGB, grey with alpha, and RGBA
@@ -136,10 +136,10 @@ def _read_png_or_jpeg(path: Path, head: bytes, check_size) -> tuple[np.ndarray, 
         if head.startswith(PNG) and head[24] == 16 and head[25] in COLOURS:
             image.verify()  # the checksums, which the next reader passes over
             return _within_depth(_grey_of_16_bits(path))
-        image = ImageOps.exif_transpose(image)  # a photographed film is turned as its camera was
+        ImageOps.exif_transpose(image, in_place=True)  # a photographed film is turned as its camera was
         if not image.mode.startswith("I"):
             # Luma of colours and palettes. Alpha is dropped: what it hides was exposed all the same.
-            return np.asarray(image.convert("L")), 255
+            return np.asarray(image if image.mode == "L" else image.convert("L")), 255
         return _within_depth(np.asarray(image))
 
 

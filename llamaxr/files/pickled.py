@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .text import short
 
 MAX_FILE = 2**30  # bytes; the largest known here, a ViT-B/16, has 346 MB
 MAX_OPCODES = 1_000_000  # DenseNet-121 takes 60,000; each costs at most a few hundred bytes
@@ -101,7 +102,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
         RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = short(error, 200) or type(error).__name__
         raise UserError(
             f"{path} is refused ({reason}): it must be a state dict or network by torch.save; fetch it again"
         ) from None

@@ -1,4 +1,4 @@
-"""Safetensors files from anywhere: the one place that opens them.
+"""Safetensors files: the one place that opens them, from anywhere, and the one that writes them.
 
 safetensors checks the names, shapes and places in a file's header, but takes 40 seconds and 2 GiB for a
 header of 95 MB. So the header's size comes first.
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from .text import short
+from .text import complete_or_absent, short
 
 MAX_HEADER = 2**20  # bytes; a 70B in NF4 and in one file has half of it, a published file a tenth
 
@@ -47,6 +48,18 @@ def read_tensors(
         if name not in may_hold_nan:
             check_finite(path, name, tensor, remedy)
     return tensors, metadata
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a file, whole or not at all. UserError if the disk is full, instead of safetensors' own error."""
+    try:
+        with complete_or_absent(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} could not be written ({short(error)}); free some space, then run the same command again "
+            "(train.py: with --resume)"
+        ) from None
 
 
 def check_finite(path: Path, name: str, tensor: Tensor, remedy: str = "fetch it again") -> None:

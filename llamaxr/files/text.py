@@ -5,6 +5,7 @@ devices, which might never end, are refused, and so is JSON that is read differe
 a name twice in one object, NaN, numbers beyond 64 bits, nesting without end. A byte order mark is skipped.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import UserError, printable
+from ..errors import UserError
 
 MAX_JSON = 2**24  # bytes; R2Gen's annotation.json has 2 MB. In memory JSON takes up to 30 times its bytes
 MAX_DEPTH = 100  # lists and objects within each other; ten is much
@@ -86,6 +87,29 @@ def parse_json(text: str | bytes) -> object:
         plain = json.dumps(value, ensure_ascii=False)
         value = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return value
+
+
+@contextlib.contextmanager
+def complete_or_absent(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, which is renamed to `path` once that has gone well."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def printable(text: str) -> str:
+    """The text with what could move a terminal's cursor or cannot be encoded written as \\x1b, \\udcff.
+    Letters of every script stay, and line breaks, tabs and spaces of every kind."""
+    if text.isprintable():
+        return text
+    keep = lambda c: c.isprintable() or c in "\n\t" or (c.isspace() and c > "\x9f")
+    return "".join(c if keep(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(value: object, length: int = 100) -> str:

@@ -8,21 +8,18 @@ torchvision's ImageNet networks are for comparison, and have no scores.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
 from .download import Progress, download
 from .pickled import read_pickled
-from .tensors import check_finite, read_tensors
+from .tensors import check_finite, read_tensors, write_tensors
 
 nan, NO_LABEL = float("nan"), ("op_threshs",)  # NaN: no label in training, so nothing is known
 XRV = "https://github.com/mlmed/torchxrayvision/releases/download/v1"
@@ -145,20 +142,9 @@ def known_file(
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> None:
-    """Write a safetensors file, under a temporary name first. metadata: its values are written as JSON."""
+    """Write a safetensors file, and its folder. metadata: its values are written as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            {key: json.dumps(value) for key, value in (metadata or {}).items()},
-        )
-        os.replace(temporary, path)
-    except SafetensorError as error:  # so it reports a full disk
-        raise UserError(f"{path} could not be written ({error}); free some space") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors, {key: json.dumps(value) for key, value in (metadata or {}).items()})
 
 
 def _current_name(name: str) -> str:

@@ -1,12 +1,13 @@
 """Open-i's index terms as findings: the human labels of IU X-ray, which findings.py is measured against.
 
 In: the terms that indexers gave a study (Demner-Fushman et al. 2016), such as "Opacity/lung/base/left/mild":
-what, where, which side, how much. Out: findings by findings.py's names. A term of none of the nineteen is
-OTHER. A study whose only term is "normal" has no findings.
+what, where, which side, how much. Out: findings by findings.py's names, with side, zone and severity. A term
+of none of the nineteen is OTHER. A study whose only term is "normal" has no findings.
 """
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from .findings import OTHER
 
@@ -47,6 +48,24 @@ TERMS: dict[str, tuple[str, ...]] = {
 # Terms of no finding: a normal study, or a fault of the film.
 NOTHING = ("normal", "Technical Quality of Image Unsatisfactory")
 NOT_INDEXED = "No Indexing"
+# The words of a term that say where in the lung, and how much.
+ZONES = {"apex": "upper", "upper lobe": "upper", "middle lobe": "mid", "lingula": "mid", "hilum": "mid",
+         "base": "lower", "lower lobe": "lower", "costophrenic angle": "lower",
+         "retrocardiac": "lower"}  # fmt: skip
+SEVERITIES = {"mild": "mild", "small": "mild", "borderline": "mild", "blunted": "mild",
+              "moderate": "moderate", "severe": "severe", "large": "severe"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IndexedFinding:
+    """One finding of one term. name: of FINDINGS, or OTHER. sides: "left", "right", both or none. zone:
+    upper, mid, lower or None. severity: mild, moderate, severe or None. term: as the indexer wrote it."""
+
+    name: str
+    sides: frozenset[str]
+    zone: str | None
+    severity: str | None
+    term: str
 
 
 def _any_of(terms: tuple[str, ...]) -> re.Pattern[str]:
@@ -64,18 +83,28 @@ def is_indexed(terms: Iterable[str]) -> bool:
     return bool(terms) and NOT_INDEXED not in terms
 
 
-def mesh_locate(terms: Iterable[str]) -> dict[str, frozenset[str]]:
-    """The findings (of FINDINGS, and OTHER) that a study's terms name, each with its sides."""
-    found: dict[str, frozenset[str]] = {}
-    for term in terms:
-        words = set(term.strip().split("/"))
-        sides = frozenset({"left", "right"} if "bilateral" in words else words & {"left", "right"})
+def read_terms(terms: Iterable[str]) -> list[IndexedFinding]:
+    """Everything that a study's terms name, term by term; [] for a normal study, or one not indexed."""
+    found = []
+    for term in map(str.strip, terms):
+        if term in (*NOTHING, NOT_INDEXED):
+            continue
+        words = [word.strip() for word in term.split("/")]
+        sides = frozenset({"left", "right"} if "bilateral" in words else {"left", "right"} & {*words})
+        zone = next((ZONES[word.lower()] for word in words if word.lower() in ZONES), None)
+        severity = next((SEVERITIES[word] for word in words if word in SEVERITIES), None)
         names = [name for name, pattern in _TERMS.items() if pattern.match(term)]
         if _LYMPH_NODES.match(term):
             names = [OTHER]
-        if term.strip() not in (*NOTHING, NOT_INDEXED):
-            for name in names or [OTHER]:
-                found[name] = found.get(name, frozenset()) | sides
+        found += [IndexedFinding(name, sides, zone, severity, term) for name in names or [OTHER]]
+    return found
+
+
+def mesh_locate(terms: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The findings (of FINDINGS, and OTHER) that a study's terms name, each with its sides."""
+    found: dict[str, frozenset[str]] = {}
+    for finding in read_terms(terms):
+        found[finding.name] = found.get(finding.name, frozenset()) | finding.sides
     return found
 
 

@@ -92,7 +92,7 @@ def _beside(name: str, gaps: Mapping) -> list[str]:
 def _extra(name: str, system: Mapping, gaps: Mapping) -> str:
     value = "{:.3f} [{:.3f}, {:.3f}]".format(*system["extra"][name])
     leads = {floor: gap["extra"][name] for floor, gap in gaps.items() if name in gap.get("extra", {})}
-    return "; ".join([value, *(f"beside {floor} {told(lead)}" for floor, lead in leads.items())])
+    return "; ".join([value, *(f"beside {FLOORS.get(x, x)} {told(lead)}" for x, lead in leads.items())])
 
 
 def _critical(system: Mapping) -> str | None:

@@ -16,6 +16,7 @@ validation, to use. A reader beside a training (generate.py, eval.py) looks agai
 The base's weights are never saved.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,12 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from ..errors import UserError
-from ..files.tensors import read_tensors
-from ..files.text import read_json, short
+from ..files.hub import split_commit
+from ..files.tensors import read_tensors, write_tensors
+from ..files.text import complete_or_absent, read_json, short
 from ..lora import TARGETS, LoRALinear
 from ..model import LlamaXR
 from . import distributed, unlike
@@ -36,6 +36,7 @@ from . import distributed, unlike
 VERSION = 2  # of the folder's format; raised when an older reader would misread a newer folder
 MAX_JSON = 2**20  # bytes of a state.json or config.json; ours have 2,000
 REMEDY = "name another run, or train again"
+ADAPTER, PROJECTOR, OPTIMIZER = "adapter_model.safetensors", "projector.safetensors", "optimizer.safetensors"
 PEFT_PREFIX = "base_model.model.model."
 # Fields of PEFT's adapter_config.json that change nothing here, whatever they hold.
 HARMLESS = {
@@ -45,10 +46,9 @@ HARMLESS = {
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON under a temporary name and rename it into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a JSON file, whole or not at all."""
+    with complete_or_absent(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def adapter_tensors(model: LlamaXR) -> dict[str, torch.Tensor]:
@@ -77,22 +77,36 @@ def save(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        write_tensors(folder / "adapter_model.safetensors", _to_cpu(adapter_tensors(model)))
-        write_tensors(folder / "projector.safetensors", _to_cpu(model.projector.state_dict()))
+        write_tensors(folder / ADAPTER, _to_cpu(adapter_tensors(model)))
+        write_tensors(folder / PROJECTOR, _to_cpu(model.projector.state_dict()))
         if known:
             write_tensors(folder / unlike.FILE, known)
         write_json(folder / "adapter_config.json", peft_config(options))
         if optimizer is not None:
-            write_tensors(folder / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
+            write_tensors(folder / OPTIMIZER, _optimizer_tensors(model, optimizer))
         write_json(folder / "state.json", {"version": VERSION, "step": step, "val_loss": val_loss})
+        for path in folder.iterdir():
+            _to_disk(path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if final.exists():
         _remove(final)
     os.rename(folder, final)
+    with contextlib.suppress(OSError):  # some network file systems cannot, of a folder
+        _to_disk(run)
     remove_old(run)
     return final
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file is on the disk. Without this, a loss of power some seconds later may leave the new
+    checkpoint by its name but empty, and the one before it deleted."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def remove_old(run: Path) -> None:
@@ -101,8 +115,8 @@ def remove_old(run: Path) -> None:
     last_and_best = {max(states), min(states, key=lambda s: (states[s], -s))}
     for old in states.keys() - last_and_best:
         _remove(run / f"step-{old:06d}")
-    for half in run.glob("step-*.tmp"):
-        shutil.rmtree(half, ignore_errors=True)
+    for half in run.glob("*.tmp"):
+        shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -155,13 +169,10 @@ def load(folder: Path, model: LlamaXR, optimizer=None) -> dict:
             f"{folder} has format {state.get('version')}, but this program reads {VERSION}; use the one that "
             "wrote it"
         )
-    _copy_from(folder / "adapter_model.safetensors", adapter_tensors(model))
-    _copy_from(folder / "projector.safetensors", model.projector.state_dict())
+    _copy_from(folder / ADAPTER, adapter_tensors(model))
+    _copy_from(folder / PROJECTOR, model.projector.state_dict())
     if optimizer is not None:
-        path = folder / "optimizer.safetensors"
-        if not path.is_file():
-            raise UserError(f"{folder} has no optimizer.safetensors and cannot be resumed; start a new run")
-        _load_optimizer(model, optimizer, path)
+        _load_optimizer(model, optimizer, folder / OPTIMIZER)
     return state
 
 
@@ -188,29 +199,23 @@ def check_adapter(folder: Path, rank: int, lora_alpha: float) -> None:
             raise UserError(f"{folder}/adapter_config.json: {short(key)} is not supported; export without it")
 
 
+def read_adapter(folder: Path, rank: int, lora_alpha: float) -> dict[str, torch.Tensor]:
+    """The matrices of a PEFT adapter folder. UserError as `check_adapter`, and if they are damaged."""
+    check_adapter(folder, rank, lora_alpha)
+    tensors, _ = read_tensors(folder / ADAPTER, "export the adapter again")
+    if not tensors:
+        raise UserError(f"{folder / ADAPTER} has no tensors; export the adapter again")
+    return tensors
+
+
 def load_adapter(folder: Path, model: LlamaXR, rank: int, lora_alpha: float) -> None:
     """Start the model's LoRA from a PEFT adapter folder. Linears that the adapter leaves out keep their fresh
     LoRA, which changes nothing at first. UserError if it is another kind of adapter, has another rank or
     scale, or holds a matrix that this model does not have."""
-    check_adapter(folder, rank, lora_alpha)
-    path, own = folder / "adapter_model.safetensors", adapter_tensors(model)
-    tensors, _ = read_tensors(path, "export the adapter again")
+    path, own, tensors = folder / ADAPTER, adapter_tensors(model), read_adapter(folder, rank, lora_alpha)
     if unknown := sorted(tensors.keys() - own.keys()):
         raise UserError(f"{path}: {unknown[0]} has no place in this model; was it trained on another base?")
-    if not tensors:
-        raise UserError(f"{path} has no tensors; export the adapter again")
     _copy_from(path, {name: own[name] for name in tensors})
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:
-    """Write a safetensors file. UserError if the disk is full, for which safetensors has its own error."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} could not be written ({error}); free some space, then run the same command again "
-            "(train.py: with --resume)"
-        ) from None
 
 
 def _copy_from(path: Path, parameters: dict[str, torch.Tensor]) -> None:
@@ -272,15 +277,17 @@ def _load_optimizer(model: LlamaXR, optimizer, path: Path) -> None:
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 def peft_config(options: dict) -> dict:
     """adapter_config.json, as peft reads it."""
+    name, commit = split_commit(options["base"])
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": options["base"],
+        "base_model_name_or_path": name or options["base"],
+        "revision": commit,
         "r": options["rank"],
         "lora_alpha": options["lora_alpha"],
         "lora_dropout": 0.0,

@@ -40,6 +40,8 @@ def init(device: torch.device) -> torch.device:
     process has its own. From here on only rank 0 prints to stdout. UserError where there are too few GPUs."""
     if not dist.is_torchelastic_launched():
         return device
+    if dist.is_initialized():  # the second call gives the same device
+        return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
     local_rank = dist.get_node_local_rank()
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():

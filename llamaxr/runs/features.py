@@ -10,7 +10,6 @@ the folder.
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import radiograph
@@ -29,7 +26,7 @@ from ..data.study import Study
 from ..errors import UserError
 from ..files import images
 from ..files.images import content_hash
-from ..files.tensors import open_tensors
+from ..files.tensors import open_tensors, write_tensors
 from ..files.text import parse_json
 from ..radiograph import load_radiograph
 from ..vision import StudyFeatures, Vision, extract_features
@@ -150,7 +147,7 @@ def _error_as_value(read: Callable) -> Callable:
         try:
             return read(path)
         except UserError as error:
-            return error
+            return UserError(str(error))  # alone: its traceback would keep the pixels in memory
 
     return read_or_error
 
@@ -167,14 +164,7 @@ def _save_batch(folder: Path, names: list[str], grids: Tensor, scores: Tensor) -
     """Write a batch to a file named by its images. UserError if the disk is full."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{hashlib.sha256(''.join(names).encode()).hexdigest()[:32]}.safetensors"
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file({"grids": grids, "scores": scores}, temporary, metadata={"images": json.dumps(names)})
-        os.replace(temporary, file)
-    except SafetensorError as error:  # safetensors' own error for a full disk
-        raise UserError(f"{file} could not be written ({error}); free some space") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(file, {"grids": grids, "scores": scores}, {"images": json.dumps(names)})
 
 
 def _read_cache(folder: Path) -> dict[str, _Row]:

@@ -1,13 +1,21 @@
 """Imported first by the scripts, for its effect: Ctrl-C while they import torch ends in one line, too."""
 
+import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
 
-from ..errors import end_at_once
-
 HOME = Path(__file__).resolve().parents[2]
 PROGRAM = Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolute()
+
+
+def end_at_once(*_) -> None:
+    """A handler of Ctrl-C for the seconds in which a script imports torch, and in which it ends."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(130)
+
 
 # Not in pytest or a notebook, which have their own Ctrl-C, and not where a shell ignores it (`nohup`).
 if PROGRAM.parent in (HOME, HOME / "llamaxr" / "tools"):

@@ -11,8 +11,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ..errors import UserError, printable
-from ..files.text import parse_json, read_bytes, read_json_lines, short
+from ..errors import UserError
+from ..files.text import complete_or_absent, parse_json, printable, read_bytes, read_json_lines, short
 from . import checkpoint, distributed
 
 MAX_LOG = 2**30  # bytes of a JSONL file; 100,000 steps have 13 MB
@@ -101,11 +101,9 @@ def write_line(file: TextIO, value: dict) -> None:
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
-    """Write a JSONL file under a temporary name and rename it into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    """Write a JSONL file, whole or not at all."""
+    with complete_or_absent(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(temporary, path)
 
 
 def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
@@ -149,7 +147,6 @@ def draw_loss(run: Path) -> None:
     axes.set_title(printable(run.name), parse_math=False)  # a folder's name may hold a $
     if rows:
         axes.legend()
-    temporary = run / "loss.png.tmp"
-    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    os.replace(temporary, run / "loss.png")
+    with complete_or_absent(run / "loss.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend
 
-from ..errors import UserError, first_sentences, lacks_memory
+from ..errors import UserError
 from ..fast.gradients import CHUNK, CUDA_HEAD_NUMBERS
 from ..fast.packing import SHORT
 from ..llama import Llama, LlamaConfig
@@ -20,6 +21,7 @@ from ..lora import TARGETS, LoRALinear, add_lora
 from ..nf4 import NF4Linear
 from ..projector import Projector
 from .recipes import TrainOptions
+from .terminal import first_sentences, lacks_memory
 
 GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: 4 bits, a share of an 8-bit absmax and an fp32 scale
@@ -70,8 +72,9 @@ def training_needs(
     logits = (n_targets if plain else min(n_targets, CHUNK)) * config.vocab_size * 4 * 3 + wide_head
     # Four gradients of the feed-forward's width, in the plain form seven, as LoRA's and the base's are added
     # out of place; or, where attention is not fused, three of its scores.
-    scores = 3 * config.n_heads * time * places if dtype == torch.float32 and cuda else 0
-    gradients = max((7 if plain else 4) * config.ffn_dim * positions, scores) * dtype.itemsize + wide_weight
+    whole = _attention(config, time, dtype, plain, cuda) == "whole"
+    scores = 3 * config.n_heads * time * places * 4 if whole else 0
+    gradients = max((7 if plain else 4) * config.ffn_dim * positions * dtype.itemsize, scores) + wide_weight
     kept = config.n_layers * (inputs if recompute else block)
     again = block if recompute else 0
     logits += 0 if plain else again  # the fast form does not recompute its last block
@@ -94,21 +97,30 @@ def block_bytes(
     The inputs and outputs of both norms (4 dim), o_proj's input (q), and gate, up and silu(gate) * up (3 ffn)
     per position. In the plain form also silu(gate), and the norms' inputs in fp32. Per place q, k, v as
     attention reads them, and its output (2 q + 2 kv). Where attention is not fused it keeps its scores, and k
-    and v for each query head: in short fp32 rows of the fast form on a CPU, and in fp32 on CUDA, whose fused
-    kernels take grouped queries in 16 bits only.
+    and v for each query head, all in fp32.
     """
     dim, itemsize, q = config.dim, dtype.itemsize, config.n_heads * config.head_dim
     if plain:
         norms, ffn = 2 * dim * (4 + itemsize), 4 * config.ffn_dim * itemsize
     else:
         norms, ffn = 4 * dim * itemsize, 3 * config.ffn_dim * itemsize
-    if dtype == torch.float32 and cuda:
-        heads = 4 * q + config.n_heads * time
-    elif dtype == torch.float32 and not plain and time <= SHORT:
-        heads = 3 * q + config.n_heads * time
+    if _attention(config, time, dtype, plain, cuda) == "fused":
+        heads = (2 * q + 2 * config.n_kv_heads * config.head_dim) * itemsize
     else:
-        heads = 2 * q + 2 * config.n_kv_heads * config.head_dim
-    return positions * (norms + ffn + q * itemsize) + places * heads * itemsize
+        heads = ((4 if cuda else 3) * q + config.n_heads * time) * 4
+    return positions * (norms + ffn + q * itemsize) + places * heads
+
+
+def _attention(config: LlamaConfig, time: int, dtype: torch.dtype, plain: bool, cuda: bool) -> str:
+    """How attention is computed: fused, without keeping scores; in rows, as Packing.attend does; or whole.
+    CUDA's fused kernels take grouped queries in 16 bits only, and a CPU's, in torch 2.8, none at all."""
+    if cuda:
+        return "whole" if dtype == torch.float32 else "fused"
+    if dtype == torch.float32 and not plain and time <= SHORT:
+        return "rows"
+    q, kv = (torch.empty(1, heads, 1, config.head_dim) for heads in (config.n_heads, config.n_kv_heads))
+    choice = torch._fused_sdp_choice(q, kv, kv, enable_gqa=True)
+    return "whole" if choice == SDPBackend.MATH.value else "fused"
 
 
 def generation_needs(config: LlamaConfig, dtype: torch.dtype, itemsize: int, rows: int, time: int) -> int:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from ..data.table import read_rows
 from ..errors import UserError
-from ..files.text import read_json_lines, read_text, short
+from ..files.text import read_json_lines, short
 from ..metrics.findings import FINDINGS, NO_FINDING
 from ..metrics.table import SWAPPED, SYSTEM, Evaluation, Extra, true_findings
 from . import distributed, log, recipes
@@ -32,9 +33,9 @@ NOT_NORMAL = "not normal"  # a finding of no class: the labeller does not say "n
 LESS_IS_BETTER = ("radcliq",)  # scores that count errors; any other is named NAME:less
 
 
-def read_reports(path: Path, limit: int = 0) -> list[dict[str, str]]:
-    """id, reference and generated of each study of a JSONL file. UserError if a study is there twice."""
-    rows = log.read_lines(path, ROW)[: limit or None]
+def read_reports(path: Path, keys: tuple[str, ...] = ROW, limit: int = 0) -> list[dict[str, str]]:
+    """These keys of each study of a JSONL file. UserError if a study is there twice."""
+    rows = log.read_lines(path, keys)[: limit or None]
     if len({row["id"] for row in rows}) < len(rows):
         raise UserError(f"{path} names a study twice; fix the file")
     return rows
@@ -61,7 +62,7 @@ def prepare(options) -> tuple:
     distributed.init(torch.device("cpu"))
     if not distributed.is_main_process():
         sys.exit()  # there is nothing to generate
-    rows = read_reports(options.score, options.limit)
+    rows = read_reports(options.score, limit=options.limit)
     ids, references, predictions = ([row[key] for row in rows] for key in ROW)
     train, val = read_floors(options)
     findings = [true_findings(reference) for reference in references]
@@ -126,12 +127,13 @@ def read_labels(path: Path) -> tuple[Callable[[str], Mapping | None], list[str]]
     names become those of findings.py. Returns the function from a text to its findings, None if the file does
     not have it, and the classes.
     """
-    header, rows = _read_csv(path)
+    rows = list(read_rows(path))
+    header = list(rows[0][1]) if rows else []
     text = next((name for name in TEXT_COLUMNS if name in header), None)
     names = {h: CHEXPERT.get(h.strip().lower(), h.strip().lower()) for h in header if h and h != text}
     classes = [name for name in names.values() if name != NO_FINDING]
     if text is None or not classes or len({*names.values()}) < len(names):
-        raise UserError(f"{path} needs a column {' or '.join(TEXT_COLUMNS)}, and one per class, each once")
+        raise UserError(f"{path} needs a column {' or '.join(TEXT_COLUMNS)}, one per class, and rows")
     found: dict[str, dict[str, frozenset[str]]] = {"": {}}  # an empty report asserts nothing
     for number, row in rows:
         labels = {}
@@ -228,7 +230,7 @@ def _pair(pair: tuple[str, str]) -> tuple[str, str]:
 
 def _rows(path: Path) -> list[tuple[int, dict]]:
     if path.suffix.lower() == ".csv":
-        return _read_csv(path)[1]
+        return list(read_rows(path))
     rows = list(read_json_lines(path, MAX_BYTES))
     for number, row in rows:
         if not isinstance(row, dict) or not all(isinstance(row.get(k, ""), str) for k in ("ref", "hyp")):
@@ -236,18 +238,3 @@ def _rows(path: Path) -> list[tuple[int, dict]]:
         if "hyp" in row and "ref" not in row or "hyp" not in row and "id" not in row:
             raise UserError(f"{path}, line {number}: a score needs an id, or ref and hyp; fix the file")
     return rows
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The header of a CSV file, and its rows, each with the number of its last line."""
-    text = io.StringIO(read_text(path, MAX_BYTES, "export it again"), newline="")
-    reader = csv.DictReader(text, strict=True)
-    try:
-        header = list(reader.fieldnames or ())
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{path} cannot be read as CSV ({error}); export it again") from None
-    for number, row in rows:
-        if None in row or None in row.values():
-            raise UserError(f"{path}, line {number}: not as many cells as columns; correct the file")
-    return header, rows

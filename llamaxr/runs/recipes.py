@@ -57,11 +57,11 @@ UNSEEN_VISION = {
 SAME_DATA = {"iu_xray": "Open-i", "mimic_cxr": "MIMIC-CXR"}  # as files/vision_weights.py calls the data set
 
 RECIPES: dict[str, dict] = {
-    # The embedded demo's. Warm-up: 30 of 300 steps.
+    # The embedded demo's. The sides of findings are learned late, and fastest from outlines (docs/log.md).
     "sample": {
-        "base": "tiny", "vision": "tiny", "bridge": "tokens", "grid": 7, "outline": False,
-        "optimizer": "adamw", "lr": 2e-3, "projector_lr": 1e-3, "warmup_share": 0.1, "batch": 16,
-        "accumulate": 1, "epochs": 3.0, "val_every": 50, "val_studies": 64,
+        "base": "tiny", "vision": "tiny", "bridge": "tokens", "grid": 4, "outline": True,
+        "outline_share": 0.6, "optimizer": "adamw", "lr": 2e-3, "projector_lr": 3e-3, "warmup_share": 0.1,
+        "batch": 16, "accumulate": 1, "epochs": 9.0, "val_every": 100, "val_studies": 64,
     },
     # For real reports and a base of billions. Nothing here was measured on such a base; what was measured was
     # measured on SmolLM2-135M and simulated images (docs/results.md, docs/log.md).
@@ -70,6 +70,7 @@ RECIPES: dict[str, dict] = {
         "bridge": "tokens",
         "grid": 4,  # the sweep: 2 x 2 is the best, but simulated findings are large; 7 x 7 is the worst
         "outline": True,  # docs/choices.md
+        "outline_share": 0.2,
         "optimizer": "adamw",
         # QLoRA's for 7B and 13B (Dettmers et al. 2023), and LLaVA-1.5's. LLaVA-Rad and LLaMA-Factory take
         # 1e-4. Not measured: the sweep's best, 5e-4, is that of 135M in 60 steps.
@@ -88,8 +89,9 @@ RECIPES: dict[str, dict] = {
     # which are warm-up; 2e-4 does (--recipe paper --lr 2e-4). The projector has no part in its bridge.
     "paper": {
         "base": LLAMA_8B, "vision": "densenet121-res224-all", "bridge": "scores", "grid": 7, "outline": False,
-        "optimizer": "adamw8bit", "lr": 2e-6, "projector_lr": 1e-3, "warmup_share": 30 / 195, "batch": 8,
-        "accumulate": 4, "epochs": 3.0, "val_every": 65, "val_studies": 296,
+        "outline_share": 0.2, "optimizer": "adamw8bit", "lr": 2e-6, "projector_lr": 1e-3,
+        "warmup_share": 30 / 195, "batch": 8, "accumulate": 4, "epochs": 3.0, "val_every": 65,
+        "val_studies": 296,
     },
 }  # fmt: skip
 
@@ -126,7 +128,9 @@ class TrainOptions:
         "what to do about missing or unreadable images and reports: refuse to start, or count and skip them",
         choices=ON_MISSING,
     )
-    base: str = option(BY_RECIPE, "language model: tiny (embedded), a Hugging Face Llama folder, or a hub id")
+    base: str = option(
+        BY_RECIPE, "language model: tiny (embedded), a Hugging Face Llama folder, or a hub id (or ID@COMMIT)"
+    )
     adapter: Path | None = option(None, "PEFT adapter folder to start LoRA from (default: fresh LoRA)")
     quantize: str = option("nf4", "how the base's linears are stored", choices=("nf4", "none"))
     vision: str = option(
@@ -139,7 +143,7 @@ class TrainOptions:
     )
     outline: bool = option(BY_RECIPE, "write a line of findings before each report")
     outline_share: float = option(
-        0.2,
+        BY_RECIPE,
         "share of the steps, from the first on, that learn the outline alone; no effect without --outline",
         at_least=0, at_most=1,
     )  # fmt: skip

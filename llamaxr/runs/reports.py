@@ -19,8 +19,8 @@ from tqdm import tqdm
 from ..data.outline import OUTLINE, split_outline
 from ..data.study import Study
 from ..decoding import generate
-from ..errors import UserError, printable
-from ..files.text import parse_json, read_bytes
+from ..errors import UserError
+from ..files.text import parse_json, printable, read_bytes
 from ..model import LlamaXR
 from ..tokenizer import Tokenizer
 from ..vision import StudyFeatures

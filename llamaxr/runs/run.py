@@ -19,7 +19,7 @@ from ..data.study import Study
 from ..errors import UserError
 from ..fast.generation import packs_in_16_bits
 from ..fast.nf4 import TiledNF4Linear
-from ..files.hub import find_base
+from ..files.hub import find_base, with_commit
 from ..files.vision_weights import KNOWN, Progress
 from ..lora import add_lora
 from ..model import LlamaXR
@@ -44,6 +44,13 @@ TINY_BASE, DEMO = ASSETS / "tiny-llama", ASSETS / "demo"
 def base_folder(options: TrainOptions) -> Path:
     """The checkpoint folder of the base. UserError if it does not exist or cannot be downloaded."""
     return TINY_BASE if options.base == "tiny" else find_base(options.base)
+
+
+def with_base_commit(options: TrainOptions) -> TrainOptions:
+    """The options with the hub's commit in the base's name, for config.json: all processes of a run load the
+    same weights, and so does --resume, whatever was pushed since. Downloads what is not in the cache."""
+    base = distributed.broadcast(lambda: with_commit(options.base, base_folder(options)))
+    return replace(options, base=base)
 
 
 def pick_device(name: str) -> torch.device:
@@ -72,12 +79,16 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
         run = Path(resume) if resume else newest_run(with_checkpoint=False)
         if run is None:
             raise UserError(f"nothing to resume: {RUNS} holds no run")
-        own = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
-        options = moved(own, options, given)
+        options = moved(read_options(run), options, given)
         if is_finished(run, options) and (run / "loss.png").is_file():
             raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
     check_parts(options)
     return run, with_absolute_paths(options)
+
+
+def read_options(run: Path) -> TrainOptions:
+    """The options of a run, from its config.json. UserError if it is no run, or of another version."""
+    return from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
 
 
 def is_finished(run: Path, options: TrainOptions) -> bool:
@@ -96,7 +107,7 @@ def check_parts(options: TrainOptions) -> None:
         base_folder(options)  # which is no hub id, so nothing is downloaded
     (options.cache or CACHE).mkdir(parents=True, exist_ok=True)
     if options.adapter is not None:
-        checkpoint.check_adapter(options.adapter, options.rank, options.lora_alpha)
+        checkpoint.read_adapter(options.adapter, options.rank, options.lora_alpha)
 
 
 @contextlib.contextmanager
@@ -185,6 +196,18 @@ def training_splits(options: TrainOptions, pairs: list[tuple]) -> tuple[list[tup
     if len(train) < options.batch or not val:
         raise UserError(f"{len(train)} train, {len(val)} val studies are too few for --batch {options.batch}")
     return train, val
+
+
+def evaluated_split(pairs: list[tuple], split: str, limit: int) -> tuple[list[tuple], ...]:
+    """The (anything, study) pairs of train, of val, and the first `limit` (0: all) of the split to evaluate.
+    UserError if they are too few."""
+    train, val, chosen = ([pair for pair in pairs if pair[1].split == s] for s in ("train", "val", split))
+    chosen = chosen[: limit or None]
+    if len(chosen) < 2:
+        raise UserError(f"{split} has {len(chosen)} studies, but swapping needs two; raise --limit")
+    if not train:
+        raise UserError("the data set has no train split, which the constant report comes from; add one")
+    return train, val, chosen
 
 
 def check_memory(options: TrainOptions, studies: list[Study], device: torch.device) -> tuple[str, bool]:
@@ -302,7 +325,7 @@ def open_run(
     """A trained run: its options (`plain` is replaced), its vision network, its model in evaluation mode, and
     the folder of the checkpoint that was loaded, the best. Joins the other processes if there are any.
     UserError if the run is missing, incomplete or damaged."""
-    options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
+    options = read_options(run)
     checkpoint.best(run)  # none is refused now, and not after minutes
     own_device = distributed.init(pick_device(device))
     options = replace(options, plain=is_plain(plain, own_device))

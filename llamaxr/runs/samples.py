@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 
-from ..errors import printable
+from ..files.text import printable
 
 HEAD = 13  # the width of "  generated  "
 COLOURS = {"+": "\x1b[32m{}\x1b[0m", "-": "\x1b[9;31m{}\x1b[0m"}  # green; red and struck out

@@ -16,7 +16,7 @@ from textwrap import wrap
 from ..data.study import SPLITS, Study
 from ..metrics.findings import find
 
-WIDTH = 100  # columns
+WIDTH = 80  # columns
 
 
 def is_normal(study: Study) -> tuple[bool, str]:
@@ -71,7 +71,7 @@ def describe(studies: Sequence[Study]) -> dict:
 
 def as_text(description: dict) -> str:
     """The dictionary of `describe`, for a terminal of WIDTH columns."""
-    heads = ("split", "studies", "both views", "frontal", "lateral", "words: mean", "median", "longest",
+    heads = ("split", "studies", "both", "frontal", "lateral", "words: mean", "median", "longest",
              "different", "normal")  # fmt: skip
     rows = [heads]
     for split, d in description["splits"].items():
@@ -81,7 +81,7 @@ def as_text(description: dict) -> str:
              d["different reports"], f"{d['normal']['share']:.1%}")
         )  # fmt: skip
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(heads))]
-    lines = ["  ".join(str(cell).rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    lines = [" ".join(str(cell).rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     sources = Counter()
     for d in description["splits"].values():
         sources.update(d["normal"]["decided"])

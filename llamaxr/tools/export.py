@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError, one_line_errors
+from ..errors import UserError
 from ..files.checkpoint_tensors import CheckpointTensors
 from ..files.text import read_json
 from ..llama import Llama
@@ -32,6 +32,7 @@ from ..runs import checkpoint
 from ..runs.options import Parser, to_json
 from ..runs.recipes import TrainOptions
 from ..runs.run import base_folder, open_run
+from ..runs.terminal import one_line_errors
 from ..tokenizer import Tokenizer
 
 SHARD_BYTES = 2**30  # size of a weight file, about: this much is in memory at a time

@@ -3,6 +3,7 @@
     python -m llamaxr.tools.make_assets vision    DenseNet, trained on drawn radiographs of known findings
     python -m llamaxr.tools.make_assets base      tokenizer and LLaMA, trained on generated reports, text only
     python -m llamaxr.tools.make_assets demo      projector and LoRA, by train.py's own sample run
+    python -m llamaxr.tools.make_assets check     print how well base and demo tell sides and zones
 
 Run them in this order; `base` needs `tokenizers` (in tests/requirements.txt). All data comes from
 data/phantom.py with seeds that the sample never uses, so `vision` and `base` never see a sample study.
@@ -23,21 +24,27 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from ..data.drawing import DRAWN
+from ..data.outline import outline_line, read_places, split_outline, with_outline
 from ..data.phantom import list_findings, phantom, sample_findings, write_report
 from ..data.workers import process_pool
+from ..decoding import generate
 from ..files.vision_weights import save_weights
 from ..llama import Llama
 from ..metrics.findings import PATHOLOGIES_OF
 from ..prompt import prompt_text
 from ..runs.checkpoint import best, read_config, write_json
-from ..runs.run import DEMO, HOME, RUNS, TINY_BASE
+from ..runs.log import read_lines
+from ..runs.run import DEMO, HOME, RUNS, TINY_BASE, evaluation_folder
 from ..runs.vision_zoo import TINY, TINY_WEIGHTS
 from ..tokenizer import load_tokenizer
 from ..vision import PATHOLOGIES, Vision
+from ..weights import load_llama
 from ..weights import read_config as read_llama_config
 from .vision_train import fit, to_radiographs, weights_to_save
 
 VISION_SEED, TEXT_SEED = 1001, 1002  # the sample's seed is 0
+LESSONS = {"outlines": 600, "reports": 1400}  # steps of the base's training, in this order
 
 
 def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: float = 3e-3) -> None:
@@ -80,9 +87,14 @@ def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: flo
     save_weights(TINY_WEIGHTS, weights_to_save(vision), {"densenet": TINY})
 
 
-def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
-    """Train the tokenizer and the tiny LLaMA on reports alone, and on reports that follow from a list of
-    findings in the Alpaca prompt: a real base comes with reading and following instructions learned, too."""
+def make_base(batch: int = 32, lr: float = 2e-3) -> None:
+    """Train the tokenizer and the tiny LLaMA on text alone: to write outlines and reports from a list of
+    findings in the Alpaca prompt. A real base comes with reading and copying learned, too.
+
+    Copying a place from a list takes two attention heads in a row: one finds the place that follows a name,
+    one brings it. They form late where most words can be guessed without the list, as in a report. So the
+    first lesson is outlines of long lists, where nearly every word comes from the list.
+    """
     TINY_BASE.mkdir(exist_ok=True)
     vocab_size = train_tokenizer()
     config = {
@@ -105,22 +117,29 @@ def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(p, std=0.02 / (math.sqrt(2 * model.config.n_layers) if residual else 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
+    steps = sum(LESSONS.values())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    lessons = [lesson for lesson, n in LESSONS.items() for _ in range(n)]
     head = tokenizer.encode(prompt_text("normal").split("### Input")[0])
-    with tqdm(range(steps), desc="base") as bar:
-        for step in bar:
-            # Three steps in four prompt with the list of findings, one has the report alone. One in eight has
-            # Alpaca's long head, the same for all: enough to learn it, and four times as fast as always.
-            start = 0 if step % 8 == 1 else len(head)
-            rows = []
+    with tqdm(lessons, desc="base") as bar:
+        for step, lesson in enumerate(bar):
+            # One step in twelve has Alpaca's long head, the same for all: enough to learn it.
+            start = 0 if step % 12 == 1 else len(head)
+            rows, targets = [], []
             for i in range(batch):
-                listed, report = findings_and_report(10_000 + step * batch + i)
-                prompt = tokenizer.encode(prompt_text(listed))[start:] if step % 4 else []
-                rows.append([0, *prompt, *tokenizer.encode(report), 1])
+                listed, answer = list_and_answer(10_000 + step * batch + i, lesson)
+                prompt = [0, *tokenizer.encode(prompt_text(listed))[start:]]
+                is_whole = not answer.endswith("\n")  # after an outline alone, a report would follow
+                answer = tokenizer.encode(answer) + [1] * is_whole
+                rows.append(prompt + answer)
+                targets.append([-100] * (len(prompt) - 1) + answer)
             length = max(map(len, rows))
-            ids = torch.tensor([row + [-100] * (length - len(row)) for row in rows])  # (batch, length)
-            logits = model(ids[:, :-1].clamp(min=0))
-            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=-100)
+            ids = torch.tensor([row + [2] * (length - len(row)) for row in rows])  # (batch, length)
+            labels = torch.tensor([row + [-100] * (length - 1 - len(row)) for row in targets]).flatten()
+            with torch.autocast("cpu", torch.bfloat16):  # three times as fast where the CPU has it
+                hidden = model.hidden(model.embed(ids[:, :-1])).flatten(0, 1)
+                logits = model.logits(hidden[labels != -100])  # (n_targets, vocab)
+            loss = F.cross_entropy(logits.float(), labels[labels != -100])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -132,11 +151,22 @@ def make_base(steps: int = 700, batch: int = 32, lr: float = 2e-3) -> None:
     save_file(weights, TINY_BASE / "model.safetensors", metadata={"format": "pt"})
 
 
-def findings_and_report(i: int) -> tuple[str, str]:
-    """Text i of the base's training data: a terse list of findings, and a report of them."""
+def list_and_answer(i: int, lesson: str = "reports") -> tuple[str, str]:
+    """Text i of the base's training data: a terse list of findings, and what is to be written of it.
+
+    lesson "outlines": the outline of a long list in random order. "reports": of any list, in every order; in
+    half of the texts the report after its outline, else one of them alone.
+    """
     rng = np.random.default_rng((TEXT_SEED, i))
-    findings = sample_findings(rng)
-    return list_findings(findings), write_report(findings, rng)
+    n_draws = 6 if lesson == "outlines" or rng.random() < 0.5 else 1  # of several draws: a long list
+    drawn = {f.name: f for _ in range(n_draws) for f in sample_findings(rng)}
+    findings = [drawn[name] for name in DRAWN if name in drawn]
+    report = write_report(tuple(findings), rng)
+    outline = outline_line(with_outline(report))
+    if lesson == "outlines" or rng.random() < 0.5:
+        rng.shuffle(findings)
+    answers = [outline] if lesson == "outlines" else [report, outline, outline + report, outline + report]
+    return list_findings(tuple(findings)), answers[rng.integers(len(answers))]
 
 
 def train_tokenizer() -> int:
@@ -152,7 +182,7 @@ def train_tokenizer() -> int:
         pre_tokenizers.Split(Regex(words), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
-    corpus = [text for i in range(4000) for text in findings_and_report(i)]
+    corpus = [text for i in range(4000) for text in list_and_answer(i)]
     corpus += [prompt_text("frontal view:\nlateral view:")] * 400
     scores = ", ".join(PATHOLOGIES) + " Each view is given as scores between 0 and 1, in the order: 0.123,"
     corpus += [scores] * 400
@@ -185,11 +215,49 @@ def make_demo() -> None:
     shutil.copytree(step, DEMO / step.name, ignore=shutil.ignore_patterns("optimizer.safetensors"))
 
 
+@torch.inference_mode()
+def check(n: int = 500, batch: int = 50) -> None:
+    """Print how many held-out lists the base copies: its greedy report asserts what the list names, with
+    side and zone, and nothing else. Then the same of the demo's reports, if eval.py has written them."""
+    llama, tokenizer = load_llama(TINY_BASE)
+    texts = []  # (true report, copied report)
+    for start in range(0, n, batch):
+        rngs = [np.random.default_rng((TEXT_SEED, i)) for i in range(start, start + batch)]  # not trained on
+        findings = [sample_findings(rng) for rng in rngs]
+        rows = [[0, *tokenizer.encode(prompt_text(list_findings(of_study)))] for of_study in findings]
+        length = max(map(len, rows))
+        ids = torch.tensor([[2] * (length - len(row)) + row for row in rows])  # (batch, length)
+        padding = torch.tensor([length - len(row) for row in rows])
+        copies = generate(llama, llama.embed(ids), padding, tokenizer.eos_ids, 100)
+        for of_study, rng, copy in zip(findings, rngs, copies, strict=True):
+            texts.append((write_report(of_study, rng), split_outline(tokenizer.decode(copy))[1]))
+    print(f"base: {count_right(texts)}")
+    reports = evaluation_folder(DEMO, "test") / "reports.jsonl"
+    if reports.exists():
+        rows = read_lines(reports, ("reference", "generated"))
+        print(f"demo: {count_right([(row['reference'], row['generated']) for row in rows])}")
+
+
+def count_right(texts: list[tuple[str, str]]) -> str:
+    """(true report, report) pairs -> in how many the findings and places are the same, and of the findings
+    that are in both, how many have the true side and the true zone."""
+    outlines = [[split_outline(with_outline(report))[0] for report in pair] for pair in texts]
+    parts = [f"{sum(true == told for true, told in outlines)} of {len(texts)} reports right"]
+    pairs = [[read_places(outline) for outline in pair] for pair in outlines]
+    for kind, words in (("sides", {"left", "right"}), ("zones", {"upper", "mid", "lower"})):
+        both = [(true[name], told[name]) for true, told in pairs for name in true if name in told]
+        right = [true & words == told & words for true, told in both if true & words]
+        parts.append(f"{kind} {sum(right)} of {len(right)}")
+    return ", ".join(parts)
+
+
+PARTS = {"vision": make_vision, "base": make_base, "demo": make_demo, "check": check}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="python -m llamaxr.tools.make_assets",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=["vision", "base", "demo"], help="which of the three to make")
-    {"vision": make_vision, "base": make_base, "demo": make_demo}[parser.parse_args().part]()
+    parser.add_argument("part", choices=list(PARTS), help="which one to make, or check")
+    PARTS[parser.parse_args().part]()

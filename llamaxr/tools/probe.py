@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..data.outline import with_outline
 from ..data.study import SPLITS, Study
-from ..errors import UserError, one_line_errors
+from ..errors import UserError
 from ..metrics import baselines, mesh, probes
 from ..metrics.findings import CLASSES, FINDINGS, NO_FINDING, PATHOLOGIES_OF, find
 from ..model import LlamaXR
@@ -31,8 +31,8 @@ from ..prompt import IGNORE
 from ..runs import checkpoint
 from ..runs.distributed import warn
 from ..runs.features import pooled_features
-from ..runs.log import read_lines
 from ..runs.options import DEVICE_HELP, DEVICES, from_json, option, parse
+from ..runs.other_systems import read_reports
 from ..runs.recipes import TrainOptions
 from ..runs.run import (
     DEMO,
@@ -43,6 +43,7 @@ from ..runs.run import (
     newest_run,
     pick_device,
 )
+from ..runs.terminal import one_line_errors
 from ..vision import PATHOLOGIES, StudyFeatures
 from .vision_train import MIN_EXAMPLES
 
@@ -76,7 +77,9 @@ def main(argv: list[str] | None = None) -> None:
     trained = replace(trained, root=options.root or trained.root)
     out = options.out or evaluation_folder(run, options.split)
     reports_file = options.reports or out / "reports.jsonl"
-    generated = read_reports(reports_file) if options.reports or reports_file.is_file() else None
+    generated = None
+    if options.reports or reports_file.is_file():
+        generated = {row["id"]: row["generated"] for row in read_reports(reports_file, ("id", "generated"))}
 
     vision, model = build(trained, device)  # LoRA and projector as they were before the first step
     model.eval()
@@ -249,11 +252,6 @@ def probe_denials(
     rows = {group: probes.denials([find(t) for t in texts], scores, columns, options.below)
             for group, texts in reports.items()}  # fmt: skip
     return {"below": options.below, "reports": rows}
-
-
-def read_reports(path: Path) -> dict[str, str]:
-    """Study id -> its generated report, from a JSONL file like eval.py's reports.jsonl."""
-    return {row["id"]: row["generated"] for row in read_lines(path, ("id", "generated"))}
 
 
 # The tables for a terminal

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.study import Study
-from ..errors import UserError, one_line_errors
+from ..errors import UserError
 from ..files.vision_weights import save_weights
 from ..metrics.findings import PATHOLOGIES_OF, find, locate
 from ..metrics.probes import auroc
@@ -31,6 +31,7 @@ from ..runs.log import progress_bar
 from ..runs.options import DEVICE_HELP, DEVICES, option, parse
 from ..runs.recipes import DATA, apply_recipe
 from ..runs.run import CACHE, load_studies, pick_device
+from ..runs.terminal import one_line_errors
 from ..runs.vision_zoo import TINY
 from ..vision import DENSENET121, PATHOLOGIES, Vision
 

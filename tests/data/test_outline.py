@@ -2,13 +2,20 @@
 
 import pytest
 
-from llamaxr.data.outline import outline_line, read_outline, split_outline, with_outline
+from llamaxr.data.outline import (
+    find_zones,
+    outline_line,
+    read_outline,
+    read_places,
+    split_outline,
+    with_outline,
+)
 from llamaxr.metrics.findings import FINDINGS
 
 
-def test_an_outline_names_what_the_report_asserts_with_its_side_and_nothing_denied():
+def test_an_outline_names_what_the_report_asserts_with_its_place_and_nothing_denied():
     report = "Heart size is normal. Small left effusion and a right upper lobe nodule. No pneumothorax."
-    assert with_outline(report) == f"Findings: effusion left, nodule right.\n{report}"
+    assert with_outline(report) == f"Findings: effusion left, nodule right upper.\n{report}"
     assert with_outline("The lungs are clear.") == "Findings: none.\nThe lungs are clear."
 
 
@@ -20,10 +27,26 @@ def test_outline_and_report_come_apart_again(report):
     assert split_outline(f" {report}") == ("", report)
 
 
+@pytest.mark.parametrize("report, zones", [
+    ("There is a nodule in the right middle lobe.", {"nodule": ["mid"]}),
+    ("Bibasilar atelectasis. Granuloma in the left upper lobe and the left base.",
+     {"atelectasis": ["lower"], "granuloma": ["upper", "lower"]}),
+    ("Consolidation of the left lower lobe and a nodule of the right upper lobe.",
+     {"consolidation": ["lower"], "nodule": ["upper"]}),
+    ("Nodule with lower lung volumes. Cardiomegaly at the upper limits.", {"nodule": []}),
+    ("No nodule in the upper lobes.", {}),
+])  # fmt: skip
+def test_a_zone_belongs_to_the_finding_next_to_it_in_its_sentence(report, zones):
+    found = find_zones(report)
+    assert {name: found[name] for name in zones} == zones and ("nodule" in found) == ("nodule" in zones)
+
+
 @pytest.mark.parametrize("sides", [(), ("left",), ("left", "right")])
-def test_an_outline_reads_back_as_the_findings_it_names(sides):
-    line = ", ".join(" ".join([name, *sides]) for name in FINDINGS) + "."
+@pytest.mark.parametrize("zones", [(), ("upper", "lower")])
+def test_an_outline_reads_back_as_the_findings_and_places_it_names(sides, zones):
+    line = ", ".join(" ".join([name, *sides, *zones]) for name in FINDINGS) + "."
     assert read_outline(line) == dict.fromkeys(FINDINGS, frozenset(sides))
+    assert read_places(line) == dict.fromkeys(FINDINGS, frozenset(sides + zones))
     assert read_outline("none.") == read_outline("") == read_outline("effusions left, le") == {}
 
 

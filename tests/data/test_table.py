@@ -48,6 +48,8 @@ def test_excels_byte_order_mark_another_column_order_and_more_columns_are_accept
     [
         ("image,text\na.png,Fine.\n", "no column id, frontal, lateral, report, split"),
         ("", "has no column"),
+        (HEAD.replace("frontal", "split"), "has no column frontal, split"),
+        (HEAD.strip() + ",split\n", "has two columns split"),
         (HEAD + "x,images/a.png,,Fine.\n", "line 2: not as many cells"),
         (HEAD + "x,images/a.png,,Fine.,train,more\n", "line 2: not as many cells"),
         (HEAD + "x,images/a.png,,Fine.,dev\n", "line 2: a study needs"),

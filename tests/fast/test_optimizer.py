@@ -1,12 +1,12 @@
 import bitsandbytes.optim
 import torch
 
-from llamaxr.fast.optimizer import AdamW8bit
+from llamaxr.fast.optimizer import adamw8bit
 
 
 def test_its_steps_and_state_are_bitsandbytes_own():
     ends = []
-    for kind in (AdamW8bit, bitsandbytes.optim.AdamW8bit):
+    for kind in (adamw8bit, bitsandbytes.optim.AdamW8bit):
         torch.manual_seed(0)
         # the first is held in 8 bits, the second is too small for that, the third has no gradient
         parameters = [torch.nn.Parameter(torch.randn(n)) for n in (5000, 70, 5)]
@@ -26,5 +26,5 @@ def test_it_does_not_wait_for_the_gpu(monkeypatch):
     monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", waits.append)
     p = torch.nn.Parameter(torch.randn(5000))
     p.grad = torch.ones_like(p)
-    AdamW8bit([p]).step()
+    adamw8bit([p]).step()
     assert waits == []

@@ -75,6 +75,29 @@ def test_what_is_in_the_cache_loads_without_a_network(snapshot, monkeypatch):
     assert find_base(ID) == snapshot and model.config.n_layers == 2 and not requests
 
 
+def test_a_base_is_written_with_its_commit_which_then_loads_whatever_is_newest(snapshot):
+    pinned = hub.with_commit(ID, find_base(ID))
+    assert pinned == f"{ID}@{COMMIT}" == hub.with_commit(pinned, find_base(pinned))
+    (snapshot.parents[1] / "refs" / "main").write_text("f" * 40)  # another commit was pushed, and fetched
+    assert find_base(pinned) == snapshot and refusal(ID)  # the newest is not in this cache
+    assert hub.split_commit(pinned) == (ID, COMMIT) and hub.split_commit(ID) == (ID, None)
+    for base in ("tiny", str(snapshot), "/a/b@c/d", f"{ID}@main"):
+        assert hub.split_commit(base) == (None, None) and hub.with_commit(base, snapshot) == base
+
+
+def test_a_commit_that_is_not_in_the_cache_is_downloaded_and_no_other(snapshot, monkeypatch):
+    other, asked = "e" * 40, []
+
+    def network(repo_id, revision=None, **_):
+        asked.append(revision)
+        if snapshot.is_dir():
+            snapshot.rename(snapshot.with_name(other))
+        return str(snapshot.with_name(other))
+
+    answer(monkeypatch, network)
+    assert find_base(f"{ID}@{other}").name == other and asked == [other, other]
+
+
 def test_a_folder_of_that_name_comes_before_the_hub(snapshot, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ID).mkdir(parents=True)
@@ -199,7 +222,7 @@ def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused(name):
 
 
 def test_a_full_disk_stays_an_oserror(monkeypatch):
-    """errors.one_line_errors has the line for it, which names the place."""
+    """terminal.one_line_errors has the line for it, which names the place."""
 
     def network(*_, **__):
         raise OSError(28, "No space left on device", "/cache")

@@ -201,7 +201,7 @@ def test_anyones_scores_go_through_groups_swaps_and_floors_and_less_may_be_bette
     gaps = part["differences"]["swapped"]["extra"]
     assert gaps["errors"] == pytest.approx(gaps["good"]) and verdicts.verdict(gaps["errors"]) == "better"
     (line,) = (line for line in verdicts.in_words({"all": part}) if line.startswith("errors"))
-    assert "beside constant better" in line and "random" not in line
+    assert "beside one report for everybody better" in line and "random" not in line
 
 
 def test_a_system_with_a_report_that_nobody_labelled_has_no_findings():

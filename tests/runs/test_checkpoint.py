@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 import shutil
 
@@ -64,16 +65,32 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(base, tmp_path, m
     checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5)
 
     def full(tensors, path, metadata):
-        if path.name == "projector.safetensors":  # the adapter still had room
+        if path.name.startswith("projector.safetensors"):  # the adapter still had room
             path.write_bytes(b"half")
             raise error
         save_file(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("llamaxr.files.tensors.save_file", full)
     with pytest.raises((OSError, UserError), match="No space left"):
         checkpoint.save(tmp_path, model, OPTIONS, 2, 0.4)
     assert [f.name for f in tmp_path.iterdir()] == ["step-000001"]
     checkpoint.load(tmp_path / "step-000001", model)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_before_the_old_one_goes(
+    base, tmp_path, monkeypatch
+):
+    model, optimizer = assemble(base, 1)
+    done, fsync, rename = [], os.fsync, os.rename
+    name_of = lambda file: os.path.basename(os.readlink(f"/proc/self/fd/{file}"))
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(name_of(file)), fsync(file)))
+    monkeypatch.setattr(os, "rename", lambda old, new: (done.append(f"rename {new.name}"), rename(old, new)))
+    for step in (1, 2):
+        done.clear()
+        folder = checkpoint.save(tmp_path, model, OPTIONS, step, 1 / step, optimizer)
+    files = len(list(folder.iterdir()))
+    assert {*done[:files]} == {path.name for path in folder.iterdir()}
+    assert done[files:] == ["rename step-000002", tmp_path.name, "rename step-000001.old.tmp"]
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "projector.safetensors", "state.json"])

@@ -214,7 +214,7 @@ COLLECTIVES = """
 import sys, torch, time
 from pathlib import Path
 from llamaxr.runs import distributed
-from llamaxr.errors import one_line_errors
+from llamaxr.runs.terminal import one_line_errors
 folder = Path(sys.argv[1])
 device = distributed.init(torch.device(sys.argv[2]))
 rank = distributed.rank()
@@ -255,7 +255,8 @@ def collectives(tmp_path_factory):
 
 
 def check_collectives(folder, out, n):
-    assert out == "printed\n"  # by rank 0 alone
+    lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]  # as torch 2.8's prints
+    assert lines == ["printed"]  # by rank 0 alone
     for rank in range(n):
         value, ones = torch.load(folder / f"{rank}.pt"), float("1" * n)
         assert value["gradients"] == [[[ones] * 3] * 2, [2 * ones] * 4]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
@@ -151,9 +152,9 @@ def test_a_damaged_cache_file_is_computed_again(vision, studies, tmp_path, damag
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(vision, studies, tmp_path, monkeypatch):
     def full(tensors, path, metadata):
         path.write_bytes(b"half")
-        raise features.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(features, "save_file", full)
+    monkeypatch.setattr("llamaxr.files.tensors.save_file", full)
     with pytest.raises(UserError, match="No space left"):
         study_features(vision, studies, CPU, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/*"))

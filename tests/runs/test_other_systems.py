@@ -61,7 +61,8 @@ def test_chexberts_labels_are_findings_by_our_names(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [("a,b\n1,2\n", "needs a column Report Impression"), ("report\nx\n", "one per class"),
-     ("report,Edema,edema\nx,1,1\n", "each once"), ("report,Edema\nx,2\n", "line 2: Edema is '2'"),
+     ("report,Edema,edema\nx,1,1\n", "one per class"),
+     ("report,Edema,Edema\nx,1,0\n", "two columns Edema"), ("report,Edema\nx,2\n", "line 2: Edema is '2'"),
      ("report,Edema\nx,yes\n", "a label is 1, 0, -1"), ("report,Edema\nx,nan\n", "a label is"),
      ("report,Edema\nx,1\nx,0\n", "line 3: the same report has other labels"),
      ("report,Edema\nx,1,1\n", "as many cells"), ('report,Edema\n"x,1\n', "as CSV"), ("", "needs a column"),

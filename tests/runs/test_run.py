@@ -13,6 +13,7 @@ from llamaxr.errors import UserError
 from llamaxr.fast.generation import packs_in_16_bits
 from llamaxr.lora import LoRALinear
 from llamaxr.runs import run
+from llamaxr.runs.options import to_json
 from llamaxr.runs.recipes import apply_recipe
 from llamaxr.runs.run import check_memory, load_features, load_studies, longest_reports
 from llamaxr.runs.vision_zoo import load_vision
@@ -48,6 +49,16 @@ def test_blocks_are_recomputed_where_the_largest_batch_fits_only_so_or_where_it_
     monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: int(needed["on"] * 2**29))
     with pytest.raises(UserError, match="does not fit"):
         check_memory(options, studies, cpu)
+
+
+def test_a_run_and_its_adapter_name_the_commit_of_a_base_from_the_hub(tmp_path, monkeypatch):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    monkeypatch.setattr(run, "find_base", lambda base: tmp_path / commit)
+    options = run.with_base_commit(apply_recipe("ours"))
+    assert options.base == f"{apply_recipe('ours').base}@{commit}"
+    config = run.checkpoint.peft_config(to_json(options))
+    assert (config["base_model_name_or_path"], config["revision"]) == (apply_recipe("ours").base, commit)
+    assert run.with_base_commit(apply_recipe("sample")).base == "tiny"
 
 
 def test_the_largest_batch_has_the_longest_reports_as_they_are_trained_on():

@@ -47,8 +47,8 @@ def test_normal_is_decided_by_the_best_source_there_is(study, expected):
 
 def test_the_text_has_each_split_the_source_of_normal_and_all_of_one_study():
     text = as_text(describe(STUDIES))
-    assert max(map(len, text.splitlines())) <= 100
-    assert "train        2" in text and 'MeSH terms include "normal" (2 studies)' in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "train       2" in text and 'MeSH terms include "normal" (2 studies)' in text
     assert (
         "labeller" in text and "report: The heart is enlarged." in text and "terms: Cardiomegaly/mild" in text
     )
@@ -64,4 +64,4 @@ def test_describe_prints_on_stdout_alone_and_trains_nothing(tmp_path, capsys, mo
     out, err = capsys.readouterr()
     assert json.loads(out)["splits"]["train"]["studies"] == 1 and "missing images: 1" in err
     train.main(arguments)
-    assert capsys.readouterr().out.startswith("split  studies")
+    assert capsys.readouterr().out.startswith("split studies")

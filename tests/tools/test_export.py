@@ -1,6 +1,7 @@
 """Exports: other programs load them and compute the same logits."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,18 @@ def test_the_shards_are_complete_and_their_index_is_right(tmp_path, monkeypatch)
     export.main([str(DEMO), str(tmp_path / "out"), "--merge"])
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
     load_llama(tmp_path / "out")
+
+
+@pytest.mark.parametrize("merge", [(), ("--merge",)])
+def test_an_export_that_has_no_room_leaves_no_half_folder(tmp_path, merge):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, hard))  # as a full disk: a write comes to its end
+        with pytest.raises(UserError, match="could not be written.*free some space"):
+            export.main([str(DEMO), str(tmp_path / "out"), *merge])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path):

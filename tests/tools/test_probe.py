@@ -8,9 +8,9 @@ import torch
 
 import train
 from llamaxr.data.study import Study
-from llamaxr.errors import one_line_errors
 from llamaxr.metrics.findings import find
 from llamaxr.runs.features import pooled_features
+from llamaxr.runs.terminal import one_line_errors
 from llamaxr.runs.vision_zoo import load_vision
 from llamaxr.tools import probe
 from llamaxr.vision import PATHOLOGIES, StudyFeatures
