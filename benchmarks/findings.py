@@ -128,15 +128,20 @@ def read_radlabels(path: Path) -> list[tuple[str, set[str]]]:
     """radlabels' wheel, read without unpacking: each sample report and the names that it is labelled with."""
     try:
         with zipfile.ZipFile(path) as wheel:
+
             def read(name: str) -> str:
                 if wheel.getinfo(name).file_size > MAX_BYTES:
                     raise UserError(f"{path} holds more than radlabels' reports, at {name!r}; fetch it")
                 return wheel.read(name).decode()
 
             labels = json.loads(read("radlabels/samples/synthetic_labels.json"))
-            return [(read(f"radlabels/samples/synthetic_reports/{name}.txt"),
-                     {label for label, state in states.items() if state == "definitely present"})
-                    for name, states in labels.items()]
+            return [
+                (
+                    read(f"radlabels/samples/synthetic_reports/{name}.txt"),
+                    {label for label, state in states.items() if state == "definitely present"},
+                )
+                for name, states in labels.items()
+            ]
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not radlabels' wheel ({error!r}); fetch it again") from None
 
