@@ -45,6 +45,7 @@ class _Room:
 
 
 PIXELS = _Room(MAX_PIXELS)
+ONE_DICOM = threading.Lock()  # its file is in memory before its size is known, so they are read in turn
 
 
 @contextlib.contextmanager
@@ -73,7 +74,11 @@ def open_pixels(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
                 warnings.simplefilter("ignore")  # of decoders, about damaged or huge images
                 with path.open("rb") as file:
                     head = file.read(132)
-                pixels = (_read_dicom if _is_dicom(head) else _read_png_or_jpeg)(path, head, check_size)
+                if _is_dicom(head):
+                    with ONE_DICOM:
+                        pixels = _read_dicom(path, head, check_size)
+                else:
+                    pixels = _read_png_or_jpeg(path, head, check_size)
         except UserError:
             raise
         except Exception as error:  # decoders raise nearly any exception over damaged bytes

@@ -73,16 +73,14 @@ def parse_json(text: str | bytes) -> object:
     what is no JSON, and for what is ambiguous or absurd."""
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_number
-        )
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    level = _containers([value])
-    for _ in range(MAX_DEPTH):
+    depth, level = 0, _containers([value])
+    while level:
+        if (depth := depth + 1) > MAX_DEPTH:
+            raise ValueError("nested too deep")
         level = _containers(child for v in level for child in (v.values() if isinstance(v, dict) else v))
-    if level:
-        raise ValueError("nested too deep")
     if SURROGATE.search(text):
         plain = json.dumps(value, ensure_ascii=False)
         value = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
@@ -137,3 +135,8 @@ def _number(text: str) -> float:
     if not math.isfinite(value) or isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(f"{text} is no number that can be used")
     return value
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_number
+)

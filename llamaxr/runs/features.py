@@ -10,6 +10,7 @@ the folder.
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,8 +61,9 @@ def study_features(
     the study comes back without that view, in the worst case without any.
     """
     paths = [path for study in studies for _, path in study.views]
+    n_readers = min(8, os.cpu_count() or 1)  # decoding keeps a core busy, and each thread keeps some memory
     # load_radiograph silences its decoders' warnings; threads could undo that in the wrong order
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(n_readers) as pool:
         shards = distributed.all_gather(
             list(pool.map(_error_as_value(content_hash), distributed.shard(paths)))
         )
