@@ -100,11 +100,9 @@ def films_findings(terms: Iterable[str], rng: np.random.Generator) -> tuple[Find
         if zone is None:
             zone = any_zone if name in ZONED else "lower" if name in AT_THE_BASE else None
         if name:
-            two = side == "bilateral" and name in (
-                "pneumothorax",
-                "pacemaker",
-            )  # each side is drawn by itself
-            for one in SIGN if two else (side,):
+            # on both sides, these are drawn as two
+            is_two = side == "bilateral" and name in ("pneumothorax", "pacemaker")
+            for one in SIGN if is_two else (side,):
                 findings[Finding(name, one, zone, indexed.severity or "moderate")] = None
     return tuple(findings)
 
