@@ -180,7 +180,9 @@ def test_the_other_scripts_end_in_one_line_too(script, error, tmp_path, monkeypa
     with pytest.raises(SystemExit) as stop, one_line_errors():
         importlib.import_module(script).main([*argv, "--run", str(DEMO)])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("\n") == 1 and "take a smaller --batch or --max-tokens" in err
+    # from Python 3.12 on a fork of pytest's own process is warned of, where pytest shows such warnings
+    lines = [line for line in err.splitlines() if "use of fork()" not in line]
+    assert stop.value.code == 2 and len(lines) == 1 and "take a smaller --batch or --max-tokens" in err
 
 
 def test_another_error_stays_what_it_is(tmp_path):
