@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import UserError
 
 MAX_JSON = 2**24  # bytes; R2Gen's annotation.json has 2 MB. In memory JSON takes up to 30 times its bytes
+MAX_LINES = 2 * 10**6  # of a JSONL file; MIMIC-CXR has 2 * 10**5 studies
 MAX_DEPTH = 100  # lists and objects within each other; ten is much
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -59,8 +60,11 @@ def read_json_lines(
     path: Path, max_bytes: int = MAX_JSON, remedy: str = "fix the file"
 ) -> Iterator[tuple[int, object]]:
     """The values of a JSONL file, each with the number of its line, without empty lines. UserError as
-    `read_text`, and for a line that is no JSON, which it names."""
-    for number, line in enumerate(read_text(path, max_bytes, remedy).split("\n"), 1):
+    `read_text`, for over MAX_LINES lines, and for a line that is no JSON, which it names."""
+    text = read_text(path, max_bytes, remedy)
+    if text.count("\n") > MAX_LINES:
+        raise UserError(f"{path} has over {MAX_LINES:,} lines; {remedy}")
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, parse_json(line)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamaxr.errors import UserError
-from llamaxr.files.text import complete_or_absent, printable, read_json, read_json_lines
+from llamaxr.files.text import MAX_LINES, complete_or_absent, printable, read_json, read_json_lines
 
 
 def refused(path: Path) -> str:
@@ -36,6 +36,12 @@ def test_json_with_a_byte_order_mark_or_half_a_letter_is_read(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": "\ufffd \U0001f600"}
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n"b"\n')
     assert list(read_json_lines(tmp_path / "a.jsonl")) == [(1, {"a": 1}), (3, "b")]
+
+
+def test_a_file_of_millions_of_lines_is_refused_before_one_is_parsed(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[]\n" * (MAX_LINES + 1))
+    with pytest.raises(UserError, match="over 2,000,000 lines; fix the file"):
+        next(read_json_lines(tmp_path / "a.jsonl"))
 
 
 def test_what_never_ends_is_not_read(tmp_path):
