@@ -135,7 +135,7 @@ def hostile(marker):
         "_codecs.decode": Call(codecs.decode, b"x", "hex"),
         "torch.hub.load": {"w": Call(torch.hub.load, str(marker), "x")},
         "torch.serialization.load": Call(torch.load, str(marker)),
-        "pathlib.PosixPath": Call(type(marker), "a", "b"),
+        f"{type(marker).__module__}.PosixPath": Call(type(marker), "a", "b"),  # pathlib's own place for it
         "posix.system ": net,  # in a place that no state dict shows
         "no plain tensor": {"w": Call(np.savetxt, str(marker), [1])},
     }
