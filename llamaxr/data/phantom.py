@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files.text import read_json
+from ..files.text import complete_or_absent, read_json
 from ..radiograph import VIEWS
 from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
 from .study import SPLITS, Study, path_inside
@@ -178,9 +178,8 @@ def make_studies(
                 rows.append(row)
                 if progress:
                     progress(len(rows))
-        temporary = index.with_name(index.name + ".tmp")
-        temporary.write_text(json.dumps({"settings": settings, "studies": rows}), encoding="utf-8")
-        os.replace(temporary, index)
+        with complete_or_absent(index) as temporary:
+            temporary.write_text(json.dumps({"settings": settings, "studies": rows}), encoding="utf-8")
     return [_study(row, images) for row in rows]
 
 
@@ -210,8 +209,7 @@ def _make_study(job: tuple[Path, int, int, str, int]) -> dict:
     name = f"phantom-{seed}-{i:05d}"
     views = [f"{name}_{view}.png" for view in VIEWS[: len(films)]]
     for file, film in zip(views, films, strict=True):
-        temporary = images / f"{file}.tmp"  # renamed when complete: an interruption leaves no half image
-        Image.fromarray(film).save(temporary, format="PNG", compress_level=1)
-        os.replace(temporary, images / file)
+        with complete_or_absent(images / file) as temporary:
+            Image.fromarray(film).save(temporary, format="PNG", compress_level=1)
     names = [f.name for f in findings]
     return {"id": name, "split": split, "views": views, "report": report, "findings": names}

@@ -18,7 +18,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from ..data.study import Study
 from ..errors import UserError
+from ..files.text import complete_or_absent
 from ..metrics.agreement import INVENTED, MISSED, OUTCOMES, RIGHT, outcomes
 from ..metrics.findings import ASSERTED, PATHOLOGIES_OF, mentions
 from ..metrics.table import SYSTEM, Evaluation
@@ -116,9 +116,8 @@ def write(
         "studies": studies,
     }
     data["key"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()  # the browser stores answers under it
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render(data), encoding="utf-8")
-    os.replace(temporary, path)
+    with complete_or_absent(path) as temporary:
+        temporary.write_text(render(data), encoding="utf-8")
 
 
 def render(data: object) -> str:
