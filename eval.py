@@ -58,7 +58,7 @@ class EvalOptions:
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
     seed: int = option(0, "seed of the swapped and random reports", at_least=0, at_most=MAX_SEED - 99)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
-    plain: bool | None = option(None, PLAIN_HELP)
+    plain: bool = option(False, PLAIN_HELP)
     root: Path | None = option(None, "where --data is, or the run's data set if it has moved")
     out: Path | None = option(None, "folder of the results (default: RUN/eval-SPLIT, or beside FILE.jsonl)")
 

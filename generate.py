@@ -41,7 +41,7 @@ class GenerateOptions:
     batch: int = option(16, "studies generated together", at_least=1, at_most=1024)
     seed: int = option(0, "seed of sampling", at_least=0, at_most=MAX_SEED)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
-    plain: bool | None = option(None, PLAIN_HELP)
+    plain: bool = option(False, PLAIN_HELP)
 
 
 def main(argv: list[str] | None = None) -> None:

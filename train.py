@@ -118,7 +118,7 @@ def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[Tr
         memory, recompute = runs.check_memory(options, studies, device)
         vision, model = runs.build(options, device, progress)
     tqdm.write(f"{parts_of_run(options, model)}\n{memory}")
-    runs.prepare_for_training(model, options, device, recompute)  # attaches llamaxr/fast/
+    runs.prepare_for_training(model, options, recompute)  # attaches llamaxr/fast/
     with tqdm(desc="features", unit=" images", leave=False, disable=not is_main_process()) as bar:
         return options, model, runs.load_features(options, vision, studies, device, warn, bar.update)
 

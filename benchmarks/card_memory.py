@@ -72,7 +72,7 @@ def step(recipe: str, plain: bool, recompute: bool) -> dict:
     figures = {"free": free, "forecast": sum(needs.values()) - needs["program"]}
     try:
         model = build(options, device)
-        prepare_for_training(model, options, device, recompute)
+        prepare_for_training(model, options, recompute)
         trainable = [p for p in model.parameters() if p.requires_grad]
         kinds = {"adamw": torch.optim.AdamW, "adamw8bit": adamw8bit}
         optimizer = kinds[options.optimizer](trainable)

@@ -8,7 +8,7 @@ fails or is stopped at its limit, and it keeps what it has measured.
 
     card        what it is, and its two ceilings: memory bandwidth, and the rate of a bf16 product
     exactness   the embedded demo on CUDA against the same on the CPU: loss, gradients, logits, greedy text
-    training    QLoRA of Llama 3.1 8B's shapes at batch 8: plain and fast; recomputed; compiled
+    training    QLoRA of Llama 3.1 8B's shapes at batch 8: plain and fast; recomputed; compiled; fast at 32
     decoding    1 and 64 reports with those shapes: plain, fast, and by a CUDA graph
     peer        transformers + PEFT + bitsandbytes on the same codes: training, 1 and 64 reports
     tests       the tests marked gpu

@@ -135,6 +135,7 @@ def training(sizes: Sizes) -> None:
     forms = {
         "plain": (NF4Linear,),
         "fast": (TiledNF4Linear, fast.for_training),
+        "fast_of_32": (TiledNF4Linear, fast.for_training),
         "plain_recomputed": (NF4Linear, recompute),
         "fast_recomputed": (TiledNF4Linear, fast.for_training, recompute),
         "plain_compiled": (NF4Linear, compiled),
@@ -143,10 +144,13 @@ def training(sizes: Sizes) -> None:
     rate = product_rate()
     note(limit_TFLOP_per_s=rate / 1e12)
     for name, (nf4, *attach) in forms.items():
-        attempt(name, sizes.form_s, partial(train_ours, sizes, rate, nf4, attach))
+        n_studies = 32 if name == "fast_of_32" else BATCH
+        attempt(name, sizes.form_s, partial(train_ours, sizes, rate, nf4, attach, n_studies))
 
 
-def train_ours(sizes: Sizes, rate: float, nf4: type[NF4Linear], attach: list[Callable]) -> dict:
+def train_ours(
+    sizes: Sizes, rate: float, nf4: type[NF4Linear], attach: list[Callable], n_studies: int
+) -> dict:
     model = build_ours(sizes.config, nf4).train()
     for form in attach:
         form(model)
@@ -155,15 +159,18 @@ def train_ours(sizes: Sizes, rate: float, nf4: type[NF4Linear], attach: list[Cal
         loss, n_targets = model.loss(model.collate(*batch, 300).to("cuda"))
         return loss / n_targets
 
-    return train(sizes, rate, mean_loss, [p for p in model.parameters() if p.requires_grad], model)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return train(sizes, rate, mean_loss, trainable, model, n_studies)
 
 
-def train(sizes: Sizes, rate: float, mean_loss: Callable, trainable: list, model: LlamaXR) -> dict:
+def train(
+    sizes: Sizes, rate: float, mean_loss: Callable, trainable: list, model: LlamaXR, n_studies: int = BATCH
+) -> dict:
     """train.py's step, for ours and for the peer. mean_loss(batch): the mean over its report tokens."""
     loaded = torch.cuda.memory_allocated()
     optimizer = torch.optim.AdamW(trainable, lr=1e-4)
     losses, seconds, issued, positions, flops = [], [], [], [], []
-    for i, batch in enumerate(make_batches(sizes.steps + 2)):  # two warm up; then each has new lengths
+    for i, batch in enumerate(make_batches(sizes.steps + 2, n_studies)):  # two warm up; then each has new lengths
         start = time.perf_counter()
         loss = mean_loss(batch)
         loss.backward()
@@ -179,7 +186,7 @@ def train(sizes: Sizes, rate: float, mean_loss: Callable, trainable: list, model
         if i == 1:
             torch.cuda.reset_peak_memory_stats()
     return {"positions_per_s": statistics.median(positions[2:]),
-            "studies_per_s": BATCH / statistics.median(seconds[2:]),
+            "studies_per_s": n_studies / statistics.median(seconds[2:]),
             "share_of_limit": statistics.median(flops[2:]) / rate,
             "first_step_s": seconds[0], "slowest_step_s": max(seconds[2:]),
             "share_of_time_to_issue": sum(issued[2:]) / sum(seconds[2:]),
@@ -202,7 +209,7 @@ def decode_ours(sizes: Sizes, bytes_per_s: float, form: str, n_rows: int) -> dic
     model = build_ours(c).eval()
     if form == "fast":
         merge(model.llama)
-    elif form == "graph":  # what --no-plain takes: the merged form, its steps replayed
+    elif form == "graph":  # what generate.py takes: the merged form, its steps replayed
         fast.for_generation(model)
     gc.collect()
     unread = [*model.projector.parameters(), *model.projector.buffers(), model.llama.embed_tokens.weight]
@@ -328,12 +335,12 @@ def build_peer(llama: Llama) -> nn.Module:
     return get_peft_model(peer, lora)
 
 
-def make_batches(n: int) -> list[Studies]:
-    """Batches of BATCH studies with both views, and reports of 2 to 9 sentences."""
+def make_batches(n: int, n_studies: int = BATCH) -> list[Studies]:
+    """Batches of n_studies with both views, and reports of 2 to 9 sentences."""
     choose, numbers = random.Random(SEED), torch.Generator().manual_seed(SEED)
     study = lambda: StudyFeatures([0, 1], torch.rand(2, 1024, 7, 7, generator=numbers), torch.zeros(2, 18))
     report = lambda: " ".join(choose.choices(SENTENCES, k=choose.randint(2, 9)))
-    return [([study() for _ in range(BATCH)], [report() for _ in range(BATCH)]) for _ in range(n)]
+    return [([study() for _ in range(n_studies)], [report() for _ in range(n_studies)]) for _ in range(n)]
 
 
 def prompt_batch(model: LlamaXR, n_rows: int) -> Batch:

@@ -80,13 +80,6 @@ def rotate_interleaved(x: Tensor, rope: Tensor) -> None:
         x.copy_(wide)
 
 
-def rms_norm(x: Tensor, eps: Tensor) -> Tensor:
-    """llama.RMSNorm without its weight, in the fewest calls."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    inverse = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()  # (batch, time, 1)
-    return (x * inverse).to(x.dtype)
-
-
 class MergedBlock(nn.Module):
     """llama.Block, merged."""
 
@@ -95,7 +88,7 @@ class MergedBlock(nn.Module):
         attention, mlp = block.self_attn, block.mlp
         norm, mlp_norm = block.input_layernorm, block.post_attention_layernorm
         self.layer, self.head_dim = attention.layer, attention.head_dim
-        self.eps = norm.weight.new_full((1,), norm.eps, dtype=torch.float32)
+        self.eps = norm.eps
         q, k, v = map(weight_of, (attention.q_proj, attention.k_proj, attention.v_proj))
         q, k = (interleave(weight, self.head_dim) for weight in (q, k))
         self.n_heads, self.n_kv_heads = (len(weight) // self.head_dim for weight in (q, k))
@@ -107,16 +100,23 @@ class MergedBlock(nn.Module):
 
     def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, time, _ = x.shape
-        qkv = self.qkv_proj(rms_norm(x, self.eps)).view(batch, time, -1, self.head_dim).transpose(1, 2)
+        qkv = self.qkv_proj(self.normalise(x)).view(batch, time, -1, self.head_dim).transpose(1, 2)
         rotate_interleaved(qkv[:, : self.n_heads + self.n_kv_heads], torch.complex(*rope))
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, n_keys, head_dim)
+        if time == 1:  # a key head's queries in the place of positions: no kernel repeats keys for it
+            q = q.view(batch, self.n_kv_heads, -1, self.head_dim)  # (batch, n_kv_heads, group, head_dim)
         causal = mask is None and time > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=time > 1)
+        y = y.reshape(batch, self.n_heads, time, self.head_dim)
         x = self.o_proj(y.transpose(1, 2).flatten(2)).add_(x)  # (batch, time, dim)
-        gate, up = self.gate_up_proj(rms_norm(x, self.eps)).chunk(2, dim=-1)  # (batch, time, ffn_dim) each
+        gate, up = self.gate_up_proj(self.normalise(x)).chunk(2, dim=-1)  # (batch, time, ffn_dim) each
         return self.down_proj(F.silu(gate).mul_(up)).add_(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """llama.RMSNorm without its weight, which the next linear has."""
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
 class MergedLlama(Llama):

@@ -21,7 +21,7 @@ DEVICES = ("auto", "cuda", "cpu")
 DEVICE_HELP = "auto is CUDA if torch finds a GPU, else the CPU"
 RUN_HELP = "run folder (default: the newest under runs/, or the embedded demo if there is none)"
 PLAIN_HELP = (
-    "run the model as llamaxr/*.py has it, without llamaxr/fast/ (default: plain on CUDA, fast on a CPU)"
+    "run the model as llamaxr/*.py has it, without llamaxr/fast/"
 )
 
 

@@ -147,6 +147,12 @@ class TrainOptions:
         "share of the steps, from the first on, that learn the outline alone; no effect without --outline",
         at_least=0, at_most=1,
     )  # fmt: skip
+    repeat_rare: float = option(
+        0.0,
+        "draw studies with a finding that fewer than this share of the training studies have more often "
+        "(repeat factor sampling); 0 draws each once per epoch",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     rank: int = option(16, "rank of LoRA's matrices", at_least=1, at_most=1024)
     lora_alpha: float = option(
         16.0, "LoRA's output is multiplied by LORA_ALPHA / RANK", above=0, at_most=4096
@@ -164,7 +170,7 @@ class TrainOptions:
     clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0, at_most=1e6)
     batch: int = option(BY_RECIPE, "studies per forward pass", at_least=1, at_most=1024)
     accumulate: int = option(BY_RECIPE, "forward passes per step", at_least=1, at_most=1024)
-    plain: bool | None = option(None, PLAIN_HELP)
+    plain: bool = option(False, PLAIN_HELP)
     compile: bool = option(
         False, "run the blocks through torch.compile: takes half a minute to start, gains nothing on a CPU"
     )

@@ -15,6 +15,7 @@ import torch
 from .. import fast
 from ..data import iu_xray, mimic_cxr, phantom, table
 from ..data.outline import with_outline
+from ..data.repeat import repeat_rare
 from ..data.study import Study
 from ..errors import UserError
 from ..fast.generation import packs_in_16_bits
@@ -60,11 +61,6 @@ def pick_device(name: str) -> torch.device:
     # cuDNN's attention plans anew for every new shape: for every batch, and for every token generated.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def is_plain(plain: bool | None, device: torch.device) -> bool:
-    """--plain, or its default: plain on CUDA, where no fast form has been measured yet, and fast on a CPU."""
-    return device.type == "cuda" if plain is None else plain
 
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
@@ -190,12 +186,13 @@ def load_features(
 
 
 def training_splits(options: TrainOptions, pairs: list[tuple]) -> tuple[list[tuple], list[tuple]]:
-    """The (anything, study) pairs to train on and to validate on. UserError if they are too few."""
+    """The (anything, study) pairs to train on, those with rare findings repeated as --repeat-rare says, and
+    those to validate on. UserError if they are too few."""
     train = [pair for pair in pairs if pair[1].split == "train"][: options.limit or None]
     val = [pair for pair in pairs if pair[1].split == "val"][: options.val_studies or None]
     if len(train) < options.batch or not val:
         raise UserError(f"{len(train)} train, {len(val)} val studies are too few for --batch {options.batch}")
-    return train, val
+    return repeat_rare(train, options.repeat_rare, options.seed), val
 
 
 def evaluated_split(pairs: list[tuple], split: str, limit: int) -> tuple[list[tuple], ...]:
@@ -226,7 +223,7 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
     reports = longest_reports(options, studies, tokenizer, rows)
     needs = {
         recompute: memory.training_needs(
-            config, plain=is_plain(options.plain, device), in_4_bits=in_4_bits,
+            config, plain=options.plain, in_4_bits=in_4_bits,
             dtype=compute_dtype(options, device), rank=options.rank, projector=(1024, options.grid),
             prompt=prompt, shared=shared, reports=reports, recompute=recompute, cuda=device.type == "cuda",
         )
@@ -305,7 +302,7 @@ def build(
         )
     vision.to(memory_format=torch.channels_last)  # the faster layout for convolutions, on CPU and CUDA
     quantize = "nf4" if options.quantize == "nf4" else None
-    nf4 = NF4Linear if is_plain(options.plain, device) else TiledNF4Linear
+    nf4 = NF4Linear if options.plain else TiledNF4Linear
     dtype = compute_dtype(options, device)
     if device.type == "cuda" and options.dtype == "auto" and dtype == torch.float32:
         distributed.warn(f"{torch.cuda.get_device_name(device)} has no bf16; computing in fp32")
@@ -320,7 +317,7 @@ def build(
 
 
 def open_run(
-    run: Path, device: str = "auto", plain: bool | None = None
+    run: Path, device: str = "auto", plain: bool = False
 ) -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, Path]:
     """A trained run: its options (`plain` is replaced), its vision network, its model in evaluation mode, and
     the folder of the checkpoint that was loaded, the best. Joins the other processes if there are any.
@@ -328,7 +325,7 @@ def open_run(
     options = read_options(run)
     checkpoint.best(run)  # none is refused now, and not after minutes
     own_device = distributed.init(pick_device(device))
-    options = replace(options, plain=is_plain(plain, own_device))
+    options = replace(options, plain=plain)
     vision, model = build(options, own_device)
     step = checkpoint.load_best(run, model)
     while len({*distributed.all_gather(step.name)}) > 1:  # a run that is being trained saved one meanwhile
@@ -336,13 +333,11 @@ def open_run(
     return options, vision, model.eval(), step
 
 
-def prepare_for_training(
-    model: LlamaXR, options: TrainOptions, device: torch.device, recompute: bool
-) -> None:
+def prepare_for_training(model: LlamaXR, options: TrainOptions, recompute: bool) -> None:
     """Attach the forms of fast/ to train with that the options ask for. --deterministic: make torch so."""
     if options.deterministic:
         make_deterministic()
-    if not is_plain(options.plain, device):
+    if not options.plain:
         fast.for_training(model)
     if recompute:
         fast.recompute_blocks(model.llama)

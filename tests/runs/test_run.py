@@ -102,11 +102,6 @@ def test_a_batch_that_leaves_a_process_without_a_study_is_refused(monkeypatch):
         check_memory(apply_recipe("sample", batch=1), [], torch.device("cpu"))
 
 
-def test_plain_is_the_default_on_cuda_alone():
-    assert [run.is_plain(None, torch.device(name)) for name in ("cuda", "cpu")] == [True, False]
-    assert run.is_plain(True, torch.device("cpu")) and not run.is_plain(False, torch.device("cuda"))
-
-
 @pytest.fixture
 def table(tmp_path):
     """A CSV data set of three studies with one image each."""
@@ -183,7 +178,7 @@ def test_deterministic_refuses_what_has_no_fixed_order(monkeypatch):
     try:
         for asked in (False, True):
             options = apply_recipe("sample", plain=True, deterministic=asked)
-            run.prepare_for_training(torch.nn.Module(), options, torch.device("cpu"), False)
+            run.prepare_for_training(torch.nn.Module(), options, False)
             assert torch.are_deterministic_algorithms_enabled() == asked
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         with pytest.raises(RuntimeError, match="deterministic"):
