@@ -174,6 +174,24 @@ def test_the_peer_table_is_the_results():
         assert agrees(row["ours / peer"], expected if "[" in row["ours / peer"] else expected[:1]), row
 
 
+def test_the_gpu_table_is_the_result():
+    (rows,) = tables(RESULTS_DOC, "On a GPU")
+    training = {"plain": "training/plain", "fast": "training/fast", "peer": "peer/training"}
+    for row in rows:
+        what, _, figure = row.pop("").rpartition(", ")
+        figure = {"positions per second": "positions_per_s", "tokens per second": "tokens_per_s",
+                  "peak GiB": "peak_GiB"}[figure]  # fmt: skip
+        n = {"one report": "1", "64 reports": "64"}.get(what)
+        for column, cell in row.items():
+            if n:
+                where = {"plain": f"decoding/plain_{n}", "fast": f"decoding/graph_{n}",
+                         "peer": f"peer/decoding_{n}"}.get(column, f"mended/decoding/graph_{n}")  # fmt: skip
+            else:
+                mended = "fast" if "8" in what else "fast_of_32"
+                where = training.get(column, f"mended/training/{mended}")
+            assert not cell or agrees(cell, [result("gpu", f"{where}/{figure}")]), (what, column)
+
+
 def test_the_other_tables_are_the_results():
     (rows,) = tables(RESULTS_DOC, "Rates and soft tokens")
     assert {row["setting"] for row in rows} == set(result("sweep", "settings"))
