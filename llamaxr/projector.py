@@ -3,8 +3,8 @@
 DenseNet's grid has a vector of features for each place in the image. Each becomes a vector in the language
 model's embedding space, a "soft token", which takes the position of a word in the prompt. Two learned linear
 layers do it, as in LLaVA-1.5 (Liu et al. 2023). A learned vector per view and place says where the place is:
-side and height in the lung must not get lost, since the report names them. It starts as the sum of a vector
-for the row and one for the column, so that all places of a side have something in common.
+side and height in the lung must not get lost, since the report names them. It starts with the language
+model's own words for the place ("left" + "upper"): a model that has never seen an image can read those.
 
 All radiographs look alike to DenseNet: most of a feature is the same in each, and the difference between two
 patients is small beside it. So each channel is first standardised to mean 0 and deviation 1 over the training
@@ -16,6 +16,8 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PLACE_WORDS = ("upper", "mid", "lower", "left", "right")
 
 
 class Projector(nn.Module):
@@ -43,6 +45,19 @@ class Projector(nn.Module):
     def n_tokens(self) -> int:
         """Soft tokens per view."""
         return self.grid * self.grid
+
+    @torch.no_grad()
+    def name_places(self, words: dict[str, Tensor]) -> None:
+        """Add to each place's vector the embeddings (dim,) of its words: upper, mid, lower, or two of them in
+        between, and in the frontal view left or right. The patient's right is at the left of the image."""
+        middles = (torch.arange(self.grid) + 0.5) / self.grid  # of rows and columns, in [0, 1]
+        thirds = torch.tensor([0.25, 0.45, 0.65])  # middles of the lungs' thirds in a frontal film's height
+        share = (1 - (middles.clamp(0.25, 0.65)[:, None] - thirds).abs() / 0.2).clamp(min=0)  # (grid, 3)
+        zones = share.to(self.place) @ torch.stack([words[w] for w in PLACE_WORDS[:3]])  # (grid, dim)
+        left = (middles.sub(0.5).sign() / 2 + 0.5)[:, None].to(zones)  # 0 or 1; a middle column is both
+        frontal = zones[:, None] + left * words["left"] + (1 - left) * words["right"]  # (grid, grid, dim)
+        lateral = zones[:, None].expand_as(frontal)
+        self.place += 2 * torch.stack([frontal, lateral]).flatten(1, 2)  # twice: louder than the feature
 
     @torch.inference_mode()
     def standardise(self, studies: Iterable[Tensor]) -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from llamaxr.projector import Projector
+from llamaxr.projector import PLACE_WORDS, Projector
 
 
 def test_side_survives_because_each_place_has_its_own_embedding():
@@ -36,6 +36,20 @@ def test_soft_tokens_start_with_the_spread_of_word_embeddings():
     projector = Projector(256, 128, token_std=0.02)
     tokens = projector(torch.randn(4, 256, 7, 7), torch.zeros(4, dtype=torch.long))
     assert 0.015 < tokens.std().item() < 0.025
+
+
+def test_places_start_with_their_words_and_the_patients_right_is_at_the_left():
+    words = {word: torch.randn(16) for word in PLACE_WORDS}
+    projector = Projector(8, 16, grid=5)  # rows at 0.1, 0.3, 0.5, 0.7 and 0.9 of the height
+    projector.place.data.zero_()
+    projector.name_places(words)
+    frontal, lateral = projector.place.view(2, 5, 5, 16) / 2
+    left, right, (upper, mid, lower) = words["left"], words["right"], (words[w] for w in PLACE_WORDS[:3])
+    zones = upper, 0.75 * upper + 0.25 * mid, 0.75 * mid + 0.25 * lower, lower, lower
+    for row, zone in enumerate(zones):
+        expected = zone + torch.stack([right, right, (left + right) / 2, left, left])
+        assert torch.allclose(frontal[row], expected, atol=1e-5)
+        assert torch.allclose(lateral[row], zone.expand(5, 16), atol=1e-5)
 
 
 def test_a_smaller_grid_gives_fewer_tokens():

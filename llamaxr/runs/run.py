@@ -25,7 +25,7 @@ from ..files.vision_weights import KNOWN, Progress
 from ..lora import add_lora
 from ..model import LlamaXR
 from ..nf4 import NF4Linear
-from ..projector import Projector
+from ..projector import PLACE_WORDS, Projector
 from ..prompt import study_prompt
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..vision import PATHOLOGIES, StudyFeatures, Vision
@@ -312,6 +312,8 @@ def build(
     embedding = llama.embed_tokens.weight
     token_std = embedding[:: -(-len(embedding) // 4096)].float().std().item()  # about 4096 rows are enough
     projector = Projector(vision.n_channels, llama.config.dim, options.grid, token_std=token_std).to(device)
+    words = {word: embedding[tokenizer.encode(f" {word}")].float().mean(0) for word in PLACE_WORDS}
+    projector.name_places(words)
     projector.requires_grad_(options.bridge != "scores")
     return vision, LlamaXR(projector, llama, tokenizer, options.bridge)
 

@@ -1,7 +1,8 @@
 """Make the embedded default: a tiny DenseNet, a tiny LLaMA with its tokenizer, a demo adapter.
 
     python -m llamaxr.tools.make_assets vision    DenseNet, trained on drawn radiographs of known findings
-    python -m llamaxr.tools.make_assets base      tokenizer and LLaMA, trained on generated reports, text only
+    python -m llamaxr.tools.make_assets base      tokenizer and LLaMA, trained on generated reports, text
+                                                  only: minutes on a GPU, hours on two cores
     python -m llamaxr.tools.make_assets demo      projector and LoRA, by train.py's own sample run
     python -m llamaxr.tools.make_assets check     print how well base and demo tell sides and zones
 
@@ -11,6 +12,7 @@ data/phantom.py with seeds that the sample never uses, so `vision` and `base` ne
 
 import argparse
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -35,7 +37,7 @@ from ..metrics.findings import PATHOLOGIES_OF
 from ..prompt import prompt_text
 from ..runs.checkpoint import best, read_config, write_json
 from ..runs.log import read_lines
-from ..runs.run import DEMO, HOME, RUNS, TINY_BASE, evaluation_folder
+from ..runs.run import DEMO, HOME, RUNS, TINY_BASE, evaluation_folder, pick_device
 from ..runs.vision_zoo import TINY, TINY_WEIGHTS
 from ..tokenizer import load_tokenizer
 from ..vision import PATHOLOGIES, Vision
@@ -44,7 +46,7 @@ from ..weights import read_config as read_llama_config
 from .vision_train import fit, to_radiographs, weights_to_save
 
 VISION_SEED, TEXT_SEED = 1001, 1002  # the sample's seed is 0
-LESSONS = {"outlines": 600, "reports": 1400}  # steps of the base's training, in this order
+LESSONS = {"outlines": 800, "reports": 2200}  # steps of the base's training, in this order
 
 
 def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: float = 3e-3) -> None:
@@ -87,7 +89,7 @@ def make_vision(n_studies: int = 7000, epochs: int = 2, batch: int = 32, lr: flo
     save_weights(TINY_WEIGHTS, weights_to_save(vision), {"densenet": TINY})
 
 
-def make_base(batch: int = 32, lr: float = 2e-3) -> None:
+def make_base(batch: int = 64, lr: float = 2e-3) -> None:
     """Train the tokenizer and the tiny LLaMA on text alone: to write outlines and reports from a list of
     findings in the Alpaca prompt. A real base comes with reading and copying learned, too.
 
@@ -96,7 +98,7 @@ def make_base(batch: int = 32, lr: float = 2e-3) -> None:
     first lesson is outlines of long lists, where nearly every word comes from the list.
     """
     TINY_BASE.mkdir(exist_ok=True)
-    vocab_size = train_tokenizer()
+    vocab_size, steps, device = train_tokenizer(), sum(LESSONS.values()), pick_device("auto")
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "vocab_size": vocab_size, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
@@ -109,46 +111,55 @@ def make_base(batch: int = 32, lr: float = 2e-3) -> None:
     }  # fmt: skip
     write_json(TINY_BASE / "config.json", config)
 
-    tokenizer = load_tokenizer(TINY_BASE)
     torch.manual_seed(TEXT_SEED)
     model = Llama(read_llama_config(TINY_BASE / "config.json"))
     for name, p in model.named_parameters():
         if p.dim() == 2:  # GPT-2's init: small, and smaller where a block adds to the residual stream
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(p, std=0.02 / (math.sqrt(2 * model.config.n_layers) if residual else 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
-    steps = sum(LESSONS.values())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
-    lessons = [lesson for lesson, n in LESSONS.items() for _ in range(n)]
-    head = tokenizer.encode(prompt_text("normal").split("### Input")[0])
-    with tqdm(lessons, desc="base") as bar:
-        for step, lesson in enumerate(bar):
-            # One step in twelve has Alpaca's long head, the same for all: enough to learn it.
-            start = 0 if step % 12 == 1 else len(head)
-            rows, targets = [], []
-            for i in range(batch):
-                listed, answer = list_and_answer(10_000 + step * batch + i, lesson)
-                prompt = [0, *tokenizer.encode(prompt_text(listed))[start:]]
-                is_whole = not answer.endswith("\n")  # after an outline alone, a report would follow
-                answer = tokenizer.encode(answer) + [1] * is_whole
-                rows.append(prompt + answer)
-                targets.append([-100] * (len(prompt) - 1) + answer)
-            length = max(map(len, rows))
-            ids = torch.tensor([row + [2] * (length - len(row)) for row in rows])  # (batch, length)
-            labels = torch.tensor([row + [-100] * (length - 1 - len(row)) for row in targets]).flatten()
-            with torch.autocast("cpu", torch.bfloat16):  # three times as fast where the CPU has it
+    with process_pool(min(4, os.cpu_count())) as pool:
+        batches = tqdm(pool.map(partial(texts_of_step, batch=batch), range(steps)), total=steps, desc="base")
+        model.to(device)  # after the processes are forked
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+        for step, (ids, labels) in enumerate(batches):
+            ids = torch.from_numpy(ids).to(device)  # (batch, length)
+            labels = torch.from_numpy(labels).flatten()
+            places = (labels != -100).nonzero()[:, 0]
+            labels, places = labels[places].to(device), places.to(device)  # (n_targets,) each
+            with torch.autocast(device.type, torch.bfloat16):  # three times as fast where a CPU has it
                 hidden = model.hidden(model.embed(ids[:, :-1])).flatten(0, 1)
-                logits = model.logits(hidden[labels != -100])  # (n_targets, vocab)
-            loss = F.cross_entropy(logits.float(), labels[labels != -100])
+                logits = model.logits(hidden.index_select(0, places))  # (n_targets, vocab)
+            loss = F.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    weights = {f"model.{name}": p.detach().to(torch.bfloat16) for name, p in model.named_parameters()}
+                batches.set_postfix(loss=f"{loss.item():.3f}")
+    weights = {f"model.{name}": p.detach().to("cpu", torch.bfloat16) for name, p in model.named_parameters()}
     save_file(weights, TINY_BASE / "model.safetensors", metadata={"format": "pt"})
+
+
+def texts_of_step(step: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The base's texts of one step as ids (batch, length) and labels (batch, length - 1), -100 where no loss
+    is."""
+    lesson = "outlines" if step < LESSONS["outlines"] else "reports"
+    tokenizer = load_tokenizer(TINY_BASE)
+    head = tokenizer.encode(prompt_text("normal").split("### Input")[0])
+    start = 0 if step % 12 == 1 else len(head)  # Alpaca's long head in one step of twelve: enough to learn it
+    rows, targets = [], []
+    for i in range(batch):
+        listed, answer = list_and_answer(10_000 + step * batch + i, lesson)
+        prompt = [0, *tokenizer.encode(prompt_text(listed))[start:]]
+        is_whole = not answer.endswith("\n")  # after an outline alone, a report would follow
+        answer = tokenizer.encode(answer) + [1] * is_whole
+        rows.append(prompt + answer)
+        targets.append([-100] * (len(prompt) - 1) + answer)
+    length = max(map(len, rows))
+    ids = np.array([row + [2] * (length - len(row)) for row in rows])
+    return ids, np.array([row + [-100] * (length - 1 - len(row)) for row in targets])
 
 
 def list_and_answer(i: int, lesson: str = "reports") -> tuple[str, str]:
