@@ -4,7 +4,8 @@
 
 The truth is the MeSH terms that Open-i's indexers gave each study, as findings by metrics/mesh.py. The
 indexers read FINDINGS and IMPRESSION, so both are labelled; FINDINGS alone, the report of R2Gen's split, is
-beside it. The rules were tuned on R2Gen's train studies only; `rest` are Open-i's studies outside the split.
+beside it. The rules were tuned on R2Gen's train studies; in the last rounds, what they changed in the others
+was read too. `rest` are Open-i's studies outside the split.
 Studies that were not indexed and reports without a text are counted as left out. Micro and macro are over the
 nineteen findings, without "no finding" (with it: the last line); macro is also over the classes with ten
 studies or more. The results, without any text of a report, are in benchmarks/results/findings.json.

@@ -83,7 +83,7 @@ def score(
     """
     if len(truths) != len(predictions):
         raise ValueError(f"{len(truths)} references for {len(predictions)} predictions")
-    return score_tally(tally(truths, predictions, classes), classes)
+    return named(*sample_tally(tally(truths, predictions, classes), classes), classes)
 
 
 def tally(truths: Iterable[Findings], predictions: Iterable[Findings], classes: Sequence[str]) -> np.ndarray:
@@ -106,12 +106,6 @@ def pooled(codes: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     codes = codes[:, : len(classes)]
     codes = np.where(codes == SAME_SIDE, 1 + OUTCOMES.index(RIGHT), codes)
     return np.stack([(codes == 1 + i).sum(1) for i in range(len(OUTCOMES))], axis=1)
-
-
-def score_tally(codes: np.ndarray, classes: Sequence[str], n_resamples: int = 1000) -> dict:
-    """`score` from a tally, or from some of its rows."""
-    names, samples = sample_tally(codes, classes, n_resamples)
-    return named(names, samples, classes)
 
 
 def named(names: Sequence[str], samples: np.ndarray, classes: Sequence[str]) -> dict:

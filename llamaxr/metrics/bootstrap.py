@@ -38,20 +38,23 @@ def sample(
     """The scores of all studies, then those of each resample: (1 + n_resamples, m).
 
     Equal seed and n give equal resamples. So two systems on the same studies are compared by
-    `interval(sample(a) - sample(b))`: their difference is resampled in pairs. A score may be NaN, which is
-    undefined. In a resample it counts 0: what few studies decide has a wide interval, not a narrow one.
+    `interval(sample(a) - sample(b))`: their difference is resampled in pairs. NaN is undefined.
     """
     counts = np.asarray(counts)
     assert counts.ndim == 2
     value = score(counts.sum(0, dtype=np.float64, keepdims=True))  # (1, m)
     blocks = [score(_sums(draws, counts)) for draws in resamples(len(counts), n_resamples, seed)]
-    return np.concatenate([value, *map(np.nan_to_num, blocks)])
+    return np.concatenate([value, *blocks])
 
 
 def interval(samples: np.ndarray) -> np.ndarray:
-    """`sample`'s rows -> (m, 3), each row value, low, high; NaN where the value is undefined."""
+    """`sample`'s rows -> (m, 3), each row value, low, high; NaN where the value is undefined.
+
+    A resample in which it is undefined counts 0, so what few studies decide has a wide interval. A difference
+    of two scores is undefined with either: 0 then tells for neither.
+    """
     value, drawn = samples[0], samples[1:] if len(samples) > 1 else samples
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)  # each (m,)
+    low, high = np.quantile(np.nan_to_num(drawn), [0.025, 0.975], axis=0)  # each (m,)
     result = np.stack([value, low, high], axis=1)
     result[np.isnan(value)] = np.nan
     return result

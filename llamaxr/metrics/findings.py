@@ -24,24 +24,31 @@ from functools import lru_cache
 RULES: dict[str, str] = {
     "cardiomegaly":
         "cardiomeg, enlarge & heart, enlarge & cardiac, enlarge ... cardio, cardiomediastin ... enlarge, "
-        "large. & heart, borderline & heart, borderline cardiac, increase ... heart size",
+        "large. & heart, big & heart, dilat & heart, borderline & heart, borderline cardiac, "
+        "increase ... heart size, heart size ... increase, cardiothoracic ratio & increase, "
+        "prominent & cardiac silhouette, cardiac silhouette ... increase",
     "enlarged cardiomediastinum":
         "mediastin & wide, mediastin & enlarge, mediastin & prominen, paratracheal ... prominen",
     "effusion":
         "effusion, eff., effs., pleural fluid, hydrothora, hemothora, hydropneumothora, hemopneumothora, "
-        "haemothora, costophrenic & blunt, cp angle & blunt",
+        "haemothora, costophrenic & blunt, cp angle & blunt, costophrenic & obliterat, meniscus, "
+        "fluid & costophrenic, fluid & pleural, loculated fluid",
     "pleural other":
         "pleural & thicken, scar ... pleura, pleural scar, pleural parenchymal scar, pleural plaque, "
         "apical cap, pleural cap, fissur & thicken",
-    "pneumothorax": "pneumothora, hydropneumothora, hemopneumothora, ptx.",
-    "lung opacity": "opac, haz, densit, infiltrat, interstitial, reticul, ground glass, ggo, ild.",
-    "consolidation": "consolidat, airspace disease, air space disease",
-    "pneumonia": "pneumonia, bronchopneumonia, pneumonitis, pna.",
+    "pneumothorax": "pneumothora, hydropneumothora, hemopneumothora, ptx., pleural air, air & pleural space",
+    "lung opacity":
+        "opac, haz, densit, infilt, interstitial, reticul, ground glass, ggo, ild., honeycomb, "
+        "airspace process, air space process",
+    "consolidation":
+        "consolidat, consol., airspace disease, air space disease, air bronchogram, airspace filling",
+    "pneumonia": "pneumonia, pneumonic, bronchopneumonia, pneumonitis, pna.",
     "edema":
-        "edema, oedema, congestion, congestive, heart failure, chf., vascular ... engorge, venous engorge, "
-        "vessel ... engorge, pulmonary xxxx ... engorge, venous hypertension, fluid overload, "
-        "volume overload, vascular ... prominen, prominen ... vascul, kerley, cephali, vascular redistribut",
-    "nodule": "nodul, mass., masses., masslike, mass like",
+        "edema, oedema, congestion, congestive, heart failure, cardiac failure, chf., "
+        "vascul & indistinct, vascular ... engorge, venous engorge, vessel ... engorge, "
+        "pulmonary xxxx ... engorge, venous hypertension, fluid overload, volume overload, "
+        "vascular ... prominen, prominen ... vascul, kerley, cephali, vascular redistribut",
+    "nodule": "nodul, mass., masses., masslike, mass like, lung lesion, pulmonary lesion, coin lesion",
     "granuloma":
         "granuloma., granulomas., granulomata, granulomatous disease, granulomatous infection, "
         "granulomatous sequela, granulomatous nod, granulomatous change, granulomatous ... calcif",
@@ -50,32 +57,36 @@ RULES: dict[str, str] = {
     "scar": "scar",
     "hyperinflation":
         "hyperinflat, overinflat, hyperexpan, hyperdisten, hyperaerat, increased lung volume, "
-        "flat & diaphragm, flat & hemidiaphragm",
+        "flat & diaphragm, flat & hemidiaphragm, large lung volume, air trapping, barrel chest",
     "scoliosis":
-        "scolio, kyphoscolio, dextroscolio, levoscolio, dextrocurv, levocurv, curvature & spin, "
-        "curvature & thoracolumbar",
+        "scolio, kyphoscolio, dextroscolio, levoscolio, rotoscolio, dextroconvex, levoconvex, dextrocurv, "
+        "levocurv, curvature & spin, curvature & thoracolumbar",
     "degenerative spine":
-        "degenerative & spin, degenerative change, degenerative ... dis, endplate ... change, spondylo, "
-        "osteophyt, spurring, syndesmophyt, hyperostosis, dish., arthriti ... spine, djd., ddd.",
-    "fracture": "fractur, fx., fxs.",
+        "degenerative & spin, degenerative change, degenerative ... dis, endplate ... change, spondyl, "
+        "osteophyt, spur., spurs., spurring, disc space narrow, disk space narrow, syndesmophyt, "
+        "hyperostosis, dish., arthriti ... spine, djd., ddd.",
+    "fracture": "fractur, fx., fxs., vertebra & height loss, vertebra & loss of height",
     "device":
-        "pacemaker, pacer, pacing, aicd, icd., defibrillator, generator, stimulator, neurostimulat, leads., "
-        "lead., device, catheter, picc, port a cath, xxxx a xxxx, mediport, port., central line, "
+        "pacemaker, pacer, pacing, aicd, icd., defibrillator, generator, stimulator, neurostimulat, "
+        "leads., lead., device, catheter, picc, port a cath, xxxx a xxxx, mediport, port., central line, "
         "central venous line, xxxx tip, tip ... svc., tip ... cava, tip ... atri, tip ... vena, tube., "
-        "tubes., tubing, tracheostomy, shunt, stent, valve replacement, prosthe, occluder, sternotomy wire, "
-        "sternal wire, clip, suture, ett., ngt., ppm., ogt., cvc., cvl., jugular ... line, ij line, "
-        "subclavian ... line, swan, dobb, drain., hardware, fixation, anchor, screw, rods.",
+        "tubes., tubing, tracheostomy, shunt, stent, valve replacement, prosthe, occluder, "
+        "sternotomy & wire, sternal wire, cerclage wire, balloon pump, iabp, lvad, loop recorder, sheath, "
+        "pigtail, staple, coil., coils., clip, suture, ett., ngt., ppm., ogt., cvc., cvl., "
+        "jugular ... line, ij line, rij., lij., subclavian ... line, femoral line, swan, dobb, dobhoff, "
+        "drain., hardware, fixation, anchor, screw, rods.",
     # Findings of no class. A report that asserts one is still not a report of "no finding".
     "other":
         "hernia, tortuo, ectatic, ectasia, unfold, aneurysm, hypoinflat, hypoventilat, low lung volume, "
         "low volume, volume ... low., volume loss, crowding, emphysema, copd, chronic obstructive, bulla, "
-        "bleb, elevat & diaphragm, elevat & hemidiaphragm, eventration, pectus, kypho, osteopeni, demineral, "
-        "arthriti, deformit, lucency, foreign body, foreign bodies, bullet, shrapnel, epicardial fat, "
-        "epipericardial fat, hil & prominen, bihilar, adenopathy, implant, pulmonary arter & prominen, "
-        "mastectomy, pneumoperitoneum, breast prosthe",
+        "bleb, elevat & diaphragm, elevat & hemidiaphragm, eventration, pectus, kypho, osteopeni, "
+        "demineral, arthriti, deformit, lucency, foreign body, foreign bodies, bullet, shrapnel, "
+        "epicardial fat, epipericardial fat, hil & prominen, bihilar, adenopathy, implant, "
+        "pulmonary arter & prominen, mastectomy, pneumoperitoneum, breast prosthe",
 }
 # Where these words mean something else.
 UNLESS: dict[str, str] = {
+    "cardiomegaly": "heart size ... normal ... increase",
     "effusion": "pericardial effusion, joint effusion",
     "lung opacity": "interstitial edema, interstitial pulmonary edema, interstitial pneumon",
     "edema": "soft tissue edema",
@@ -121,64 +132,84 @@ SEEN = ("seen|identified|noted|present|evident|visible|visuali[sz]ed|detected|de
         "observed|apparent|shown|available|resolved|cleared")
 # A denial holds from its word to where ENDS ends it: "no pneumothorax or pleural effusion".
 DENIALS = (
-    "no", "not", "nor", "neither", "never", "without", "w/o", "absent", "absence of", "negative for",
-    "(?:free|clear|devoid) of", "(?:clearing|resolution|removal|disappearance) of", "interval removal",
-    "resolved", "unlikely", "less likely", "rather than", "instead of", "as opposed to", "exclude",
-    r"favor\w*(?: \w+){0,4} over", "more likely than",
-    r"more (?:likely|consistent with|compatible with|suggestive of|typical of)(?: \w+){1,4} than")
+    "no", "not", "nor", "neither", "never", "without", "w/o", "absent", "absence of", "neg(?:ative)? for",
+    "(?:free|clear|cleared|devoid) of", "(?:clearing|clearance|resolution|removal|disappearance) of",
+    "interval removal", "resolved", "unlikely", "less likely", "rather than", "instead of", "as opposed to",
+    "exclude", r"favor\w*(?: \w+){0,4} over", "more likely than",
+    r"(?:more|better) (?:likely|\w+(?: \w+)? (?:with|of|by))(?: \w+){1,4} than")
 # What was, and what is asked, is not told of this image. It is doubted, as far as a denial holds.
 HISTORY = (
     "history of", "(?:history|indication)(?=:)", "hx", "h/o", "reason for", "rule[ -]out", "r/o", "evaluate",
-    "evaluation for", "for evaluation of", "assess for", "treat(?:ed|ment) for", "follow[ -]up (?:of|for)",
-    r"year[ -]old \w* ?with", "(?:recent|previous|prior|follow[ -]up) (?=pneumonia)")
+    "eval", "evaluation for", "for evaluation of", "(?:assess|assessment|check|look) for",
+    r"(?<!\w )assess", "query", "treat(?:ed|ment) for", "follow[ -]up (?:of|for)",
+    r"(?:\w+ectomy|resection|excision) (?:of|for)",
+    r"year[ -]old \w* ?with", r"\d+ ?(?:m|f|yo|y/?o)(?: \w+)? (?:with|w/)",
+    r"(?:recent|previous|prior|follow[ -]up|treated) (?=(?:\w+ ){0,3}pneumonia)")
 # Doubt holds as far as a denial does. "Probable", "likely" and "suggest" assert. Of "atelectasis versus scar"
 # the first asserts: Open-i's indexers recorded it.
 DOUBTS = (
-    "possible", "possibly", "possibility", "potential", "potentially", "perhaps", "maybe", "may", "might",
-    "could", "can", "cannot", "versus", "vs", "either", "if", "consider", "suspicious", "suspect",
-    "suspected", "suspicion", "questionable", "questionably", "question", "equivocal", "concern",
-    "concerning", "doubtful", "worrisome", "suggestion of", "correlate", "differential", "clinical setting")
+    "possible", "poss", "possibly", "possibility", "potential", "potentially", "perhaps", "maybe", "may",
+    "might", "could", "can", "cannot", "versus", "vs", "either", "if", "consider", "suspicious", "suspect",
+    "suspected", "suspicion", "questionable", "questionably", "question", "equivocal", "indeterminate for",
+    "concern", "c/f", "concerning", "doubtful", "worrisome", "suggestion of", "correlate", "correlation for",
+    "differential", "clinical (?:setting|context)")
 # Denials and doubts that follow a finding, or a list of them: "nodules or masses are not seen".
 DENIALS_AFTER = (
-    rf"(?:{VERBS})(?: \w+){{0,3}}? (?:not|no longer|nowhere|resolved|cleared|disappeared|gone|absent|excluded|"
-    "lacking|negative|removed|pulled(?! back)|ruled out|unlikely|doubt(?:ed|ful)|improbable|less likely|"
+    # but "the mass does not contain calcium", "the tube was pulled back"
+    rf"(?:{VERBS})(?: \w+){{0,4}}? (?:not(?! (?:have|contain|show|cross|reach)\b)|no longer|nowhere|"
+    "resolved|cleared|disappeared|gone|absent|excluded|lacking|negative|removed|explanted|taken out|"
+    "pulled(?! back)|re-?expanded|ruled out|unlikely|doubt(?:ed|ful)|improbable|less likely|"
     "within normal limits|within limits of normal)",
-    rf"(?:can ?)?(?:not|no longer) (?:be )?(?:\w+ )?(?:{SEEN})", r"none(?! (?:on|in)\b)", r"absent(?! \w)",
-    "unlikely", r"less likely(?! \w)", "removed", "removal(?! of)",
+    rf"(?:can ?)?(?:not|no longer) (?:be )?(?:\w+ )?(?:{SEEN})",
+    r"none(?! (?:on|in)\b)", "nil", r"absent(?! \w)", "excluded", "unlikely", r"less likely(?! \w)",
+    "removed", "removal(?! of)",
     "(?:(?:is|are) )?(?:no|negative|neither|out|resolved)$", "(?:now|since) (?:resolved|cleared|gone)",
     rf"(?:and|but) (?:is|are) (?:not|no longer) (?:{SEEN})",
     "(?:and|but|which) (?:has|have) (?:now |since )?(?:resolved|cleared)")
 DOUBTS_AFTER = (
-    "(?:may|might|could) (?:be (?:present|there)|have)", rf"(?:{VERBS}) (?:possible|suspected)",
-    rf"(?:{VERBS})(?: \w+){{0,2}}? (?:possible|suspected|questioned|considered|uncertain|not certain)",
+    r"(?:may|might|could) (?:be (?:present|there)|have(?! (?:\w+ )?\w+ed\b))",  # "may have increased" is there
+    rf"(?:(?:{VERBS}) \w+,? )?if (?:present|any)",
+    rf"(?:{VERBS})(?: \w+){{0,3}}? (?:possible|conceivable|suspected|questioned|considered|uncertain|"
+    "not certain)",
     r"(?:possible|suspected)(?! *(?!(?:on|in|at|by|with|without|given|due|from)\b)\w)",
-    rf"(?:(?:{VERBS}) )?(?:(?:a|another) consideration|in the differential)")
+    "(?:is|are|would be) (?:difficult|hard|impossible) to (?:see|say|tell|detect|identify|confirm|diagnose)",
+    rf"(?:(?:{VERBS}|remains?) )?(?:(?:a|another) (?:consideration|possibility|concern)|in the differential)",
+    r"in the (?:\w+ )?clinical (?:setting|context)$")
 # These contain a word of denial but deny no finding: what has not changed or cleared is still there.
 NOT_DENIALS = (
     r"(?:no|not|without) (?:\w+ ){0,3}(?:chang|improv|increas|decreas|reduc|wors|progress|grow|resolution|"
-    r"resolv|clear(?:ed|ing))\w*(?: (?:in|of|to|from|since))?",
+    r"resolv|clear(?:ed|ing)|heal|gone|disappear)\w*(?: (?:in|of|to|from|since))?",
     r"(?:no|not|no longer) (?:\w+ )?(?:larger|smaller|bigger|(?:as|so) \w+)(?: as| than)?",
-    r"(?:has|have) not (?:\w+ )?enlarged",
+    r"(?:has|have) not (?:\w+ )?enlarged", "not (?:new|absent)",
     r"no (?:\w+ )?(?:enlargement|expansion) of(?! the (?:heart|cardi|mediast))", "not (?:free|clear) of",
     "(?:incompletely|partially|partly|partial|incomplete|not yet|(?:almost|near|nearly|mostly|largely)"
-    "(?:[ -]complete(?:ly)?)?) (?:resolved|cleared|resolution|clearing|removal)(?: of)?",
-    "(?:not|never) (?:seen|present|visible|noted|identified) (?:previously|before|(?:on|in) (?:the |a )?"
-    "(?:prior|previous|earlier))", r"not (?:previously|before) \w+",
-    rf"not (?:{SEEN}) (?:on|in) (?:the )?(?:lateral|frontal|pa|ap)", r"not (?:\w+ since|well \w+)",
-    "not (?:only|without)", "no (?:lack|absence) of",
+    "(?:[ -]complete(?:ly)?)?) (?:resolved|cleared|gone|resolution|clearing|clearance|removal)(?: of)?",
+    "(?:not|never) (?:seen|present|there|visible|noted|identified) (?:previously|before|"
+    "(?:on|in) (?:the |a )?(?:prior|previous|earlier))", r"not (?:previously|before) \w+",
+    rf"(?:can)?not (?:be )?(?:{SEEN}) (?:on|in) (?:the )?(?:lateral|frontal|pa|ap)",
+    r"not (?:\w+ since|well \w+)", "not (?:only|without)", "no (?:lack|absence) of",
+    rf"(?<![\w,] )not (?!{SEEN})(?:[\w-]+ )+?(?:is|are)(?= (?:an?|the)\b)",  # "not on the film is a fracture"
+    r"no (?:[\w-]+ ){0,3}?(?:follow[ -]up|imaging|work[ -]?up)(?: (?:is|are))?(?: \w+)? (?:for|of)",
+    r"without (?:a |any )?(?:contrast|comparison|lateral|(?:prior|previous|old) (?:stud|film|exam|image))\w*",
+    r"no (?:prior|previous|old|comparison) (?:stud|film|exam|image)\w*(?: (?:is|are))?(?: available)?",
+    r"(?:does|do|did|can|could) ?not (?:\w+ )?(?:account for|explain)",
     "(?:no|without) (?:mistaking|denying|doubt|question)(?: that)?", "not (?:un)?(?:surprising|expected)(?:ly)?")
 # These contain a word of denial but express doubt.
 NOT_EXCLUDED = (
     r"(?:(?:is|are|would be|does) )?(?:can ?not|not|can't|difficult to|hard to|impossible to) (?:\w+ )?(?:be )?"
-    r"(?:\w+ )?(?:excluded?|ruled? out|eliminated|confirmed)",)
-# Where a sentence goes on to something else: "no effusion, but the heart is enlarged".
+    r"(?:\w+ )?(?:excluded?|ruled? out|eliminated|confirmed|distinguished|differentiated)",)
+# Where a sentence goes on to something else: "no effusion, but the heart is enlarged". A colon does not where
+# it only parts a finding from what is said of it: "pneumothorax: none", "effusion: small, left".
 BREAKS = (
     r"\bbut\b(?! (?:is|are|has|have) (?:not|no longer|now|since))",
-    r"\b(?:however|although|though|except|aside from|apart from|other than|while|yet|despite|only)\b",
+    r"\b(?:however|although|though|except|aside from|apart from|other than|beyond|while|yet|despite|only)\b",
     r"\bwhich\b(?! (?:has|have) (?:now |since )?(?:resolved|cleared))",
-    r"(?:,|\band) (?=there (?:is|are)\b)", r"(?:,| and) (?=the \w+ (?:is|are)\b)", r", (?=with\b)",
-    r" (?=the (?:lungs|heart) (?:is|are)\b)", r"\b\d[).] ", r" - (?!none|no\b|not\b|absent)",
-    r"(?<!indication)(?<!history)(?<!exam):(?! ?(?:none|no|not|neither|absent|negative)\b)")
+    r"(?:,|\band) (?=there (?:is|are)\b)", r"(?:,| and) (?=the (?:\w+ ){1,3}(?:is|are)\b)",
+    r", (?=(?:with|just)\b)", r" (?=the (?:lungs|heart) (?:is|are)\b)", r"\b\d[).] ",
+    r" - (?!none|no\b|not\b|absent)",
+    r"(?<!indication)(?<!history)(?<!for exam)(?<!lung):(?! ?(?:(?:both |all |i see )?(?:none|nil|no|not|"
+    "neither|absent|negative)|yes|present|possible|cannot|small|mild|moderate|large|severe|trace|tiny|left|right|"
+    r"bilateral|stable|unchanged|old|chronic)\b)")
 # Where a denial or a doubt ends before that: at words that finish a thought, and where a list goes on to what
 # is there ("no pneumothorax, mild scoliosis"), unless it goes on to its "or": "no pneumothorax, large effusion,
 # or edema" denies all three. Words of PRESENT tell so, those of ALSO do after a comma or "with".
@@ -192,12 +223,16 @@ ALSO = (
     r"(?:\w+ ){0,2}(?:tube|line|catheter|picc|port|pacemaker|valve)|(?:\w+ )?(?:heart (?!failure)|hyper|aort|"
     r"athero|cardiac|spondyl|scar|scolio|dextro|levo|granulom|osteophyt|surgical)\w*")
 ENDS = (
-    rf"\b(?:{SEEN})(?:,|,? and\b|,? with\b)", r",? ?\bnow\b",
+    rf"\b(?:{SEEN})(?:,|,? and\b|,? with\b)", r",? ?\b(?:now|leaving)\b", ":",
     r"\band (?=(?:shows?|demonstrates?|reveals?|is|are|has|have)\b)",
-    r"\b(?:following|after|status post|in the setting of|given|because|explanation for|cause (?:of|for))\b")
+    r"\b(?:following|after|status post|s/p|in the (?:setting|presence) of|given|because|explanation for|"
+    r"cause (?:of|for)|associated with|adjacent to|(?:underlying|accompanying|surrounding) the)\b",
+    # "no calcium in the nodule"
+    r"\b(?:with)?in (?:the|this) (?=(?:(?!or\b|and\b|nor\b)[\w-]+ ){0,4}(?:nodul|mass|opaci|consolid|effus))")
 ENDS_UNLESS_OR = (
     rf"(?:,|,? and|,? with) (?=(?:an? )?(?:{PRESENT})\b)", rf"(?:,|,? with) (?=(?:{ALSO})\b)",
-    rf"(?:,|,? and) (?=(?:[a-z-]+ ){{1,4}}(?:is|are|has|have|remains?) (?!not\b|no\b|\w*ly\b|{SEEN}))",
+    rf"(?:,|,? and) (?=(?:[a-z-]+ ){{1,4}}(?:(?:is|are|has|have|remains?|shows?|contains?) "
+    rf"(?!not\b|no\b|\w*ly\b|{SEEN})|(?:unchanged|stable|persists?)\b))",
     r"\b(?:findings?|abnormalit\w+|process),")
 
 ASSERTED, DOUBTED, DENIED = "asserted", "doubted", "denied"
@@ -245,26 +280,35 @@ _AFTER = re.compile(rf"(?P<denied>{_any_of(DENIALS_AFTER)})|(?P<doubted>{_any_of
 # A denial or doubt after a finding does not reach it across these words, nor farther than _REACH characters,
 # or _LIST_REACH in a list.
 _OTHER_THING = re.compile(
-    rf"\b(?:{VERBS}|with|without|no|there|by|from|for|after|following|since|represents?)\b")
+    rf"\b(?:{VERBS}|with|without|no|there|by|from|for|after|following|since|represent\w*|tip)\b")
+# "the tip of the tube is not seen": what is denied of a part is not denied of the whole
+_PART = re.compile(
+    r"\b(?:tip|end|part|much|most|some|cause|source|age|extent|course|margins?|borders?) of (?:[\w-]+ ){0,3}$")
 _REACH, _LIST_REACH = 40, 150
 _AND_OR = re.compile(r"\b(?:and|or)\b")
 _ASIDE = re.compile(rf"^, (?:previously )?(?:{SEEN})[^,]*, ?$")  # "the effusion, seen previously, is no longer"
 _VERSUS = re.compile(r"\b(?:versus|vs)\b")
 _OR = re.compile(r"\bor\b|\w/\w")
 # Replaced before matching, each by a word of the same meaning, padded so that positions in the text hold.
-_REPLACED = ((re.compile(_any_of(NOT_DENIALS)), "of"), (re.compile(_any_of(NOT_EXCLUDED)), "possible"))
-# "1.2 cm" does not end a sentence, a blank line does
-_SENTENCE = re.compile(r"(?:[^;!?.\n]|\?(?!\s+[A-Z])|(?<=\d)\.(?=\d)|(?<=\bvs)\.|\n(?!\s*\n))+\??")
+_REPLACED = ((re.compile(_any_of(NOT_DENIALS)), "of"), (re.compile(_any_of(NOT_EXCLUDED)), "possible"),
+             (re.compile(r"\bnot (?:\w+ )?sharp\b"), "blunt"),
+             (re.compile(r"\bnot normal in size\b"), "enlarged"))  # fmt: skip
+# "1.2 cm", "vs." and "Lt." do not end a sentence, a blank line does
+_SENTENCE = re.compile(
+    r"(?:[^;!?.\n]|\?(?!\s+[A-Z])|(?<=\d)\.(?=\d)|(?<=\b(?:vs|[lrLR]t))\.|\n(?!\s*\n))+\??")
 # one character to one, which str.lower does not guarantee
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ\n\t\r", "abcdefghijklmnopqrstuvwxyz   ")
 # the right atrium is not a side
 _SIDE = re.compile(
-    r"\b(left|right|bilat|bibas|biapical|both (?=lung|base|costo|lobe|side|apic|lower|upper|hemi)|"
-    r"[rl](?:ul|ll|ml|t)\b|[rl](?= \w| ?>)|(?<=>)[rl]\b|(?<=> )[rl]\b)(?! ?(?:atri|ventric|heart|spine))")
-# nor is one where there is nothing
+    r"\b(left|right|b/l|bilat|bil\b|bi-?bas|bi-?apical|"
+    r"both (?=lung|base|costo|lobe|side|apic|lower|upper|hemi)|[rl](?:ul|ll|ml|t|ij|sc|ue)\b|"
+    r"[rl](?=[ -]\w| ?>)|(?<=>)[rl]\b|(?<=> )[rl]\b)(?![ -]?(?:atri|ventric|heart(?! border)|spine))")
+# nor is one where there is nothing, nor where something is shifted to
 _CLEAR_SIDE = re.compile(
-    r"\b(?:(?:not|none) (?:on|in) the (?:left|right)|"
-    r"(?:left|right|[lr]t)(?: \w+){1,2}(?: is| are| remains?)? (?:clear|normal|intact)\b)")
+    r"\b(?:(?:not|none) (?:on|in) the (?:left|right)|(?:clear|normal|intact) (?:left|right|[lr]t)\b|"
+    r"(?:left|right|[lr]t?)(?: (?!with\b|and\b|but\b)\w+){0,2}?(?: is| are| remains?| has| have)? "
+    r"(?:clear|free|normal|intact|resolved|cleared|gone)\b|"
+    r"(?:shift|deviat|displace|rotat)\w*(?: \w+){0,3} to(?:wards?)? the (?:left|right))")
 _LEFT, _RIGHT = frozenset({"left"}), frozenset({"right"})
 _BOTH = _LEFT | _RIGHT
 _SETS = {sides: sides for sides in (frozenset(), _LEFT, _RIGHT, _BOTH)}  # shared: saves memory
@@ -313,7 +357,8 @@ def _states(clause: str, spans: list[tuple[int, int]]) -> list[str]:
     last_or = max((m.start() for m in _OR.finditer(clause)), default=-1)
     for m in _BEFORE.finditer(clause):
         if m.lastgroup == "ends" or (m.lastgroup == "ends_unless_or" and m.start() > last_or):
-            if state == DENIED or m[0].startswith((",", "because")):  # doubt goes on through "and" and "with"
+            # doubt goes on through "and" and "with"
+            if state == DENIED or m[0].startswith((",", "because", "given", "in the", "leaving")):
                 state = ASSERTED
         elif m.lastgroup == DENIED or (m.lastgroup == DOUBTED and state == ASSERTED):
             state = m.lastgroup
@@ -328,7 +373,7 @@ def _states(clause: str, spans: list[tuple[int, int]]) -> list[str]:
         if state == DOUBTED and _VERSUS.search(clause, start, end):  # "pleural fluid versus thickening"
             state = before[bisect_right(positions, start) - 1]
         i = bisect_left(after_starts, end)
-        if state != DENIED and i < len(after):
+        if state != DENIED and i < len(after) and not _PART.search(clause, max(0, start - 40), start):
             between = clause[end : min(after_starts[i], end + _LIST_REACH + 9)]
             state = after[i].lastgroup if _reaches(between, after[i][0]) else state
         states.append(state)
@@ -338,15 +383,16 @@ def _states(clause: str, spans: list[tuple[int, int]]) -> list[str]:
 def _reaches(between: str, words: str) -> bool:
     """Whether the words of denial or doubt are said of a finding before them. "Is" and a comma part them: "left
     effusion, a nodule is not seen"; "are" does not, nor does an "or": "effusion, or a nodule, is not seen"."""
+    heading = between.rstrip().endswith(":")  # "effusion, edema: none"
     between = _ASIDE.sub("", between).rstrip(" ,:-(")
     if words.startswith(("and ", "but ", "which ")):  # "was seen before but is not seen today"
         return len(between) <= _LIST_REACH
     listed = _AND_OR.search(between)
-    if len(between) > (_LIST_REACH if listed else _REACH) or _OTHER_THING.search(between):
+    if len(between) > (_LIST_REACH if listed or heading else _REACH) or _OTHER_THING.search(between):
         return False
     if words.startswith(("is ", "was ", "has ", "appears ", "does ")):
         return "," not in between and " and " not in between
-    return "," not in between or bool(_AND_OR.search(between, between.rfind(",")))
+    return heading or "," not in between or bool(_AND_OR.search(between, between.rfind(",")))
 
 
 def _sides(clause: str, starts: list[int]) -> list[frozenset[str]]:

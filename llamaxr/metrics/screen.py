@@ -133,7 +133,7 @@ def _block(systems: Mapping, titles: Mapping[str, str]) -> list[str]:
 
 
 def _line(name: str, cells: Sequence[str]) -> str:
-    return (f"{name:28s}" + "".join(f"{cell:>22s}" for cell in cells)).rstrip()
+    return (f"{name:30s}" + "".join(f"{cell:>24s}" for cell in cells)).rstrip()
 
 
 def _cell(value: Sequence[float | None] | None, digits: int) -> str:

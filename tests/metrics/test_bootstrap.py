@@ -49,14 +49,22 @@ def test_a_difference_of_samples_is_resampled_in_pairs():
     assert interval(a - b) == pytest.approx(expected, abs=1e-12)
 
 
-def test_an_undefined_score_has_no_interval_and_an_undefined_resample_counts_zero():
-    def share(sums):
-        nan = np.full((len(sums), 1), np.nan)
-        return np.divide(sums[:, :1], sums[:, 1:], out=nan, where=sums[:, 1:] > 0)
+def share(sums):
+    nan = np.full((len(sums), 1), np.nan)
+    return np.divide(sums[:, :1], sums[:, 1:], out=nan, where=sums[:, 1:] > 0)
 
+
+def test_an_undefined_score_has_no_interval_and_an_undefined_resample_counts_zero():
     assert np.isnan(bootstrap(np.zeros((9, 2)), share)).all()
     one_of_40 = np.eye(40)[:, :1].repeat(2, 1)  # right, in the only study that counts
     assert bootstrap(one_of_40, share).tolist() == [[1, 0, 1]]
+
+
+def test_a_difference_that_one_of_the_two_leaves_undefined_counts_for_neither():
+    all_right = np.ones((40, 2))
+    one_wrong = np.hstack([np.zeros((40, 1)), np.eye(40)[:, :1]])  # the only one that counts
+    (value, low, high), = interval(sample(all_right, share) - sample(one_wrong, share))  # fmt: skip
+    assert (value, low, high) == (1, 0, 1)  # and not [1, 1]: "better", by one study
 
 
 def test_equal_seeds_give_equal_intervals_in_blocks_of_any_size(monkeypatch):
