@@ -30,7 +30,7 @@ import pytest
 import torch
 import torchvision  # noqa: F401 (imported once here, not in each process)
 import transformers  # noqa: F401
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from llamaxr.data import iu_xray, mimic_cxr, phantom, table
 from llamaxr.data.iu_layouts import parse_plain_xml
@@ -40,13 +40,16 @@ from llamaxr.files.pickled import read_pickled
 from llamaxr.files.tensors import read_tensors
 from llamaxr.files.text import read_json, read_json_lines
 from llamaxr.radiograph import load_radiograph
-from llamaxr.runs import checkpoint
+from llamaxr.runs import checkpoint, log, other_systems, unlike
+from llamaxr.runs import run as runs
 from llamaxr.runs.features import _read_cache
 from llamaxr.runs.vision_zoo import load_vision
 from llamaxr.tokenizer import load_tokenizer
+from llamaxr.vision import StudyFeatures, Vision
 from llamaxr.weights import load_llama
 from tests.conftest import sentencepiece_model, write_base
 from tests.files.test_images import chest, compressed, save, write_dicom, write_png
+from tests.files.test_nf4_stored import quantise
 
 N = 100  # mutations of each format; 5,000 were run by hand
 SECONDS, GIB = 10, 2**30  # of this process's own time, and bytes: the most that one file may take
@@ -191,6 +194,31 @@ def read_archive(folder, file):
         assert all(len(content) < GIB for _, content, _ in read_members(path, ".xml"))
 
 
+def gzipped(path):
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes(), 1))
+    return packed
+
+
+def read_table(folder, file):
+    table.load_studies(file, "skip", lambda line: None)
+
+
+def kaggle(name):
+    def make(folder):
+        images = folder / "images" / "images_normalized"
+        images.mkdir(parents=True)
+        save(images / "1.dcm.png", chest(64, 64))
+        reports = "uid,MeSH,findings,impression\n1,normal;Scoliosis,The lungs are clear.,Normal.\n"
+        (folder / "indiana_reports.csv").write_text(reports)
+        (folder / "indiana_projections.csv").write_text("uid,filename,projection\n1,1.dcm.png,Frontal\n")
+        return folder / name
+
+    return make, lambda folder, file: iu_xray.load_studies(
+        folder, lambda line: None, split_by="patient", on_missing="skip"
+    )
+
+
 def csv_table(folder):
     save(folder / "a.png", chest(64, 64))
     rows = [["id", "frontal", "lateral", "report", "split"]]
@@ -228,8 +256,6 @@ def tensors(folder):
 
 
 def densenet(folder):
-    from llamaxr.vision import Vision
-
     small = {"growth_rate": 2, "block_config": [1, 1], "num_init_features": 4}
     named = dict(Vision(small).net.state_dict())
     save_file(named, folder / "a.safetensors", {"densenet": json.dumps(small)})
@@ -241,6 +267,33 @@ def features(folder):
     grids = {"grids": torch.zeros(2, 3, 7, 7).half(), "scores": torch.zeros(2, 18)}
     save_file(grids, folder / "a.safetensors", metadata)
     return folder / "a.safetensors"
+
+
+def nf4(folder):
+    base("model.safetensors")[0](folder)
+    stored = quantise(load_file(folder / "model.safetensors"))
+    save_file(stored, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+@functools.cache
+def demo_parts():
+    return runs.build(runs.read_options(runs.DEMO), torch.device("cpu"))
+
+
+def of_checkpoint(name):
+    """A file of the demo's checkpoint."""
+
+    def make(folder):
+        shutil.copytree(runs.DEMO, folder, dirs_exist_ok=True)
+        return next(folder.glob(f"step-*/{name}"))
+
+    def read(folder, file):
+        vision, model = demo_parts()
+        views = torch.zeros(2, vision.n_channels, 7, 7), torch.zeros(2, 18)
+        unlike.distances(checkpoint.load_best(folder, model), [StudyFeatures([0, 1], *views)])
+
+    return make, read
 
 
 def pickled(new_format):
@@ -291,6 +344,7 @@ FORMATS = {
     "generation_config.json": base("generation_config.json"),
     "index": base("model.safetensors.index.json"),
     "base weights": base("model.safetensors"),
+    "base weights in NF4": (nf4, base("model.safetensors")[1]),
     "tokenizer.json": base("tokenizer.json"),
     "tokenizer.model": base("tokenizer.model"),
     "Llama 3's tokenizer.model": (
@@ -298,7 +352,11 @@ FORMATS = {
     "annotation.json": (annotation, read_iu_xray),
     "Open-i XML": (openi, read_iu_xray),
     "tar": (tgz, read_archive),
-    "CSV": (csv_table, lambda folder, file: table.load_studies(file, "skip", lambda line: None)),
+    "packed tar": (lambda folder: gzipped(tgz(folder)), lambda folder, file: [*read_members(file, ".xml")]),
+    "CSV": (csv_table, read_table),
+    "packed CSV": (lambda folder: gzipped(csv_table(folder)), read_table),
+    "Kaggle's reports": kaggle("indiana_reports.csv"),
+    "Kaggle's projections": kaggle("indiana_projections.csv"),
     "MIMIC table": (mimic, lambda folder, file: mimic_cxr.load_studies(folder, lambda line: None,
                                                                        on_missing="skip")),
     "sample's index": (sample, read_sample),
@@ -310,6 +368,15 @@ FORMATS = {
     "state.json": (state, lambda folder, file: checkpoint.best(folder)),
     "run's config.json": (text_file("config.json", b'{"data": "sample", "lr": 0.001, "epochs": 3}'),
                           lambda folder, file: checkpoint.read_config(folder)),
+    "run's adapter": of_checkpoint("adapter_model.safetensors"),
+    "run's projector": of_checkpoint("projector.safetensors"),
+    "run's training features": of_checkpoint("training_features.safetensors"),
+    "metrics.jsonl": (text_file("metrics.jsonl", LINES.splitlines()[-1] + b"\n"),
+                      lambda folder, file: log.read_log(file)),
+    "labels": (text_file("a.csv", b"report,Edema,No Finding\nThe heart.,1,0\nNo.,,1\n"),
+               lambda folder, file: other_systems.read_labels(file)),
+    "reports": (text_file("a.jsonl", LINES.splitlines()[0] + b"\n"),
+                lambda folder, file: other_systems.read_reports(file)),
     "adapter_config.json": (adapter_config, lambda folder, file: checkpoint.check_adapter(folder, 8, 16)),
     "JSON": (text_file("a.json", b'{"a": [1, 2.5, {"b": null}], "c": "d", "e": [[[[]]]]}'),
              lambda folder, file: read_json(file)),
@@ -451,7 +518,7 @@ def test_an_unknown_encoding_is_a_damaged_report(tmp_path, encoding):
         iu_xray.load_studies(tmp_path, pytest.fail, split_by="patient")
 
 
-def test_a_packed_table_of_a_line_or_of_lines_without_end_is_given_up(tmp_path):
+def test_a_table_of_a_line_or_of_rows_without_end_is_given_up(tmp_path, monkeypatch):
     with gzip.open(tmp_path / "a.csv.gz", "wb", 1) as file:
         file.write(b"id,frontal,lateral,report,split\n")
         file.writelines([b"a" * 2**20] * 100)
@@ -460,6 +527,9 @@ def test_a_packed_table_of_a_line_or_of_lines_without_end_is_given_up(tmp_path):
     with gzip.open(tmp_path / "a.csv.gz", "wb", 1) as file:
         file.write(b"id,frontal,lateral,report,split\n" + (b"1,a,," + b"b" * 500 + b",train\n") * 10**4)
     assert "too long" in refused(read)
+    monkeypatch.setattr(table, "MAX_ROWS", 1000)
+    (tmp_path / "a.csv").write_text("id,frontal,lateral,report,split\n" + "1,a,,b,train\n" * 1001)
+    assert "over 1,000 rows" in refused(table.load_studies, tmp_path / "a.csv", "skip", pytest.fail)
 
 
 def test_what_a_data_file_names_may_be_a_link_but_not_lead_out(tmp_path):
@@ -475,6 +545,26 @@ def test_what_a_data_file_names_may_be_a_link_but_not_lead_out(tmp_path):
         (tmp_path / "data" / "a.csv").write_text(f"{header}1,{name},,Clear.,train\n")
         with pytest.raises(UserError, match="outside of|cannot be read"):
             table.load_studies(tmp_path / "data" / "a.csv", "refuse", pytest.fail)
+
+
+def growth_while_read(paths: list[Path]) -> int:
+    """The most bytes that this process holds, above what it has now, while 8 threads read the images."""
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak()  # a forked process begins to count anew
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        assert all(r.shape == (1, 224, 224) for r in pool.map(load_radiograph, paths))
+    return peak() - before
+
+
+@pytest.mark.parametrize("kind", ["RGBA PNG", "DICOM"])
+def test_large_images_read_by_many_threads_take_less_than_a_gibibyte(tmp_path, kind):
+    pixels = np.zeros((5400, 5400), np.uint16)
+    pixels[:2700] = 255
+    if kind == "DICOM":
+        path = write_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=5, WindowCenter=[9], WindowWidth=[9])
+    else:
+        path = save(tmp_path / "a.png", pixels.astype(np.uint8), "RGBA", compress_level=1)
+    assert in_a_process(growth_while_read, [path] * 8) < GIB
 
 
 def test_macos_own_files_are_no_reports(tmp_path):

@@ -11,8 +11,10 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,17 +23,18 @@ from tests.conftest import lay_out_phantoms, short_run, untimed
 
 HOME = Path(__file__).resolve().parent.parent
 RESULTS = "0.json", "1.json"
+SAVING = "saving.json"
 # When a training dies: before the n-th operation that the pattern finds in "OPERATION PATH...", where PATH is
 # relative to the run folder. A file that is being written gets some bytes first.
 POINTS = {
     "before the claimed folder has its name": (r"rename \S+tmp \.$", 1),
     "claimed, before the first line of the log": (r"open metrics\.jsonl$", 1),
-    "writing the first checkpoint's adapter": (r"save step-000002\.tmp/adapter_model\.safetensors", 1),
-    "writing the first checkpoint's state": (r"open step-000002\.tmp/state\.json", 1),
-    "before the first checkpoint has its name": (r"rename step-000002\.tmp step-000002$", 1),
-    "writing the second checkpoint's optimiser": (r"save step-000004\.tmp/optimizer", 1),
-    "before the second checkpoint has its name": (r"rename step-000004\.tmp step-000004$", 1),
-    "before the old checkpoint has lost its name": (r"rename step-000002 ", 1),
+    "writing the first checkpoint's adapter": (r"save step-000001\.tmp/adapter_model\.safetensors", 1),
+    "writing the first checkpoint's state": (r"open step-000001\.tmp/state\.json", 1),
+    "before the first checkpoint has its name": (r"rename step-000001\.tmp step-000001$", 1),
+    "writing the second checkpoint's optimiser": (r"save step-000002\.tmp/optimizer", 1),
+    "before the second checkpoint has its name": (r"rename step-000002\.tmp step-000002$", 1),
+    "before the old checkpoint has lost its name": (r"rename step-\S+ \S+\.old\.tmp$", 1),
     "before the old checkpoint's first file is deleted": (r"unlink [^/]+(json|safetensors)$", 1),
     "when two of the old checkpoint's files are deleted": (r"unlink [^/]+(json|safetensors)$", 3),
     "before the old checkpoint's folder is deleted": (r"rmdir ", 1),
@@ -72,8 +75,16 @@ def test_a_killed_run_is_readable_and_ends_as_an_undisturbed_one(results, point)
 
 def test_nothing_is_left_beside_the_runs_but_what_ends_in_tmp(results):
     root, _ = results
-    names = {"images", "annotation.json", "cache", "whole", *RESULTS, *map(str, range(len(POINTS)))}
+    names = {"images", "annotation.json", "cache", "whole", "saving", SAVING, *RESULTS}
+    names |= set(map(str, range(len(POINTS))))
     assert all(path.name in names or path.suffix == ".tmp" for path in root.iterdir())
+
+
+def test_a_kill_at_any_file_operation_of_saving_leaves_what_was_there_or_what_comes(results):
+    root, _ = results
+    *killed, undisturbed = json.loads((root / SAVING).read_text())
+    assert len(killed) > 30 and all(ended == [9, 0, True] for ended in killed)
+    assert undisturbed == [0, 0, True]
 
 
 # The program
@@ -155,7 +166,8 @@ def main(root: Path) -> None:
 
     torch.set_num_threads(1)
     os.fsync = lambda file: None  # what a kill leaves does not depend on the disk
-    options = [*short_run(root), "--batch", 2, "--steps", 4, "--val-every", 2, "--lr", 0.005,
+    # Of three checkpoints one at least is neither the last nor the best, so it is deleted.
+    options = [*short_run(root), "--batch", 2, "--steps", 3, "--val-every", 1, "--lr", 0.005,
                "--max-report-tokens", 8]  # fmt: skip
 
     def call(*argv, point=None):
@@ -178,7 +190,55 @@ def main(root: Path) -> None:
         (root / f"{first}.json").write_text(json.dumps(found))
 
     halves = [start(lambda first=first: every_second(first)) for first in (0, 1)]  # for two cores
-    sys.exit(any([wait(half) for half in halves]))
+    if any([wait(half) for half in halves]):
+        sys.exit(1)
+    (root / SAVING).write_text(json.dumps(killed_while_saving(root / "saving")))
+
+
+def killed_while_saving(root: Path) -> list[tuple[int, int, bool]]:
+    """A run with two checkpoints saves a third, which replaces both, and dies at its first file operation, at
+    its second, and so on up to none. How that ended, how reading the run and saving again did, and whether it
+    is then as an undisturbed one."""
+    import torch
+
+    from llamaxr.runs import checkpoint
+    from llamaxr.runs import run as runs
+    from llamaxr.runs.options import to_json
+
+    options = replace(runs.read_options(runs.DEMO), rank=1)
+    model = runs.build(options, torch.device("cpu"))[1]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+    def save(run: Path, step: int, val_loss: float) -> None:
+        known = {"mean.frontal": torch.zeros(3)}
+        checkpoint.save(run, model, to_json(options), step, val_loss, optimizer, known)
+
+    def save_and_die(run: Path, n: int) -> None:
+        die_at(run, "", n)
+        save(run, 3, 0.4)
+
+    def read_and_save(run: Path) -> None:
+        for folder in (checkpoint.last(run), checkpoint.best(run)):
+            checkpoint.load(folder, model, optimizer)
+        save(run, 3, 0.4)
+
+    contents = lambda run: {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    (root / "begun").mkdir(parents=True)
+    save(root / "begun", 1, 0.5)
+    save(root / "begun", 2, 0.6)
+    shutil.copytree(root / "begun", root / "whole")
+    save(root / "whole", 3, 0.4)
+    read_and_save(root / "whole")  # imports what each process below would
+    found, run = [], root / "killed"
+    while not found or found[-1][0]:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(root / "begun", run)
+        killed = fork(lambda: save_and_die(run, len(found) + 1))
+        found.append((killed, fork(lambda: read_and_save(run)), contents(run) == contents(root / "whole")))
+    return found
 
 
 if __name__ == "__main__":

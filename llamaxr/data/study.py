@@ -65,7 +65,8 @@ def validate_studies(
             duplicates.append(study.id)
             continue
         ids.add(study.id)
-        study = dataclasses.replace(study, **{v: None for v in VIEWS if getattr(study, v) in missing})
+        if lost := {view: None for view in VIEWS if getattr(study, view) in missing}:
+            study = dataclasses.replace(study, **lost)
         if not study.report:
             without_text.append(study.id)
         elif not study.views:
@@ -92,7 +93,7 @@ def validate_studies(
 def path_inside(folder: Path, name: str, where: object) -> Path:
     """folder / name, for a name that was read from a file. UserError if the name leads out of the folder.
     What it names may be a link to anywhere: links are made by the user, not by the file."""
-    parts = PurePath(name).parts
-    if not parts or PurePath(name).is_absolute() or ".." in parts or "\0" in name:
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{where} names {short(name)!r}, which is outside of {folder}/; correct the file")
-    return folder / name
+    return folder / path

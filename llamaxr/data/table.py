@@ -22,6 +22,7 @@ from .study import SPLITS, Study, path_inside, validate_studies
 
 COLUMNS = ("id", "frontal", "lateral", "report", "split")
 MAX_LINE, MAX_TABLE = 2**20, 2**30  # characters; the largest table known here has 2**26
+MAX_ROWS = 2**19  # MIMIC-CXR's tables have 377,110
 MAX_GROWTH, LEAST_TABLE = 50, 2**20  # tables unpack to ten times their size; a small one may have 1 MiB
 
 
@@ -68,7 +69,9 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, di
                     f"{path} has {fault} {short(', '.join(wrong))}; its first line must name "
                     f"{short(','.join(columns))}, and is {short(','.join(header))!r}"
                 )
-            for row in reader:
+            for number, row in enumerate(reader):
+                if number == MAX_ROWS:
+                    raise csv.Error(f"over {MAX_ROWS:,} rows")
                 if None in row or None in row.values():  # more or fewer cells than the header
                     raise UserError(
                         f"{path}, line {reader.line_num}: not as many cells as columns; correct the file"

@@ -10,7 +10,8 @@ import hashlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .text import short
 
 MIN_SIDE = 32  # pixels; a thumbnail smaller than this shows no finding
 MAX_PIXELS = 30_000_000  # of an image, and of those that are open together; detectors have up to 20 million
+LARGE = 10_000_000  # pixels; images of more are read in turn
 MAX_BYTES = 2**28  # a DICOM is read into memory whole
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # that detectors deliver inside 16-bit files
 PNG, COLOURS = b"\x89PNG\r\n\x1a\n", (2, 4, 6)  # PNG's colour types RGB, grey with alpha, and RGBA
@@ -45,7 +47,14 @@ class _Room:
 
 
 PIXELS = _Room(MAX_PIXELS)
-ONE_DICOM = threading.Lock()  # its file is in memory before its size is known, so they are read in turn
+TURN = threading.Lock()
+
+
+def _in_turn(read: Callable, *arguments) -> tuple[np.ndarray, float]:
+    """read(*arguments), one at a time, in a thread of its own. glibc keeps up to 180 MiB for each thread that
+    has read a large image; the next such thread takes over what this one leaves."""
+    with TURN, ThreadPoolExecutor(1) as thread:
+        return thread.submit(read, *arguments).result()
 
 
 @contextlib.contextmanager
@@ -74,9 +83,8 @@ def open_pixels(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
                 warnings.simplefilter("ignore")  # of decoders, about damaged or huge images
                 with path.open("rb") as file:
                     head = file.read(132)
-                if _is_dicom(head):
-                    with ONE_DICOM:
-                        pixels = _read_dicom(path, head, check_size)
+                if _is_dicom(head):  # its file is in memory before its size is known
+                    pixels = _in_turn(_read_dicom, path, head, check_size)
                 else:
                     pixels = _read_png_or_jpeg(path, head, check_size)
         except UserError:
@@ -137,15 +145,21 @@ def _read_png_or_jpeg(path: Path, head: bytes, check_size) -> tuple[np.ndarray, 
         million = MAX_PIXELS // 10**6
         raise UserError(f"radiograph {path} is over {million} million pixels: export it smaller") from None
     with image:
-        check_size(*image.size)
-        if head.startswith(PNG) and head[24] == 16 and head[25] in COLOURS:
-            image.verify()  # the checksums, which the next reader passes over
-            return _within_depth(_grey_of_16_bits(path))
-        ImageOps.exif_transpose(image, in_place=True)  # a photographed film is turned as its camera was
-        if not image.mode.startswith("I"):
-            # Luma of colours and palettes. Alpha is dropped: what it hides was exposed all the same.
-            return np.asarray(image if image.mode == "L" else image.convert("L")), 255
-        return _within_depth(np.asarray(image))
+        if image.width * image.height > LARGE:
+            return _in_turn(_decode_png_or_jpeg, image, path, head, check_size)
+        return _decode_png_or_jpeg(image, path, head, check_size)
+
+
+def _decode_png_or_jpeg(image: Image.Image, path: Path, head: bytes, check_size) -> tuple[np.ndarray, float]:
+    check_size(*image.size)  # after it is this image's turn: who waits for that holds no pixels
+    if head.startswith(PNG) and head[24] == 16 and head[25] in COLOURS:
+        image.verify()  # the checksums, which the next reader passes over
+        return _within_depth(_grey_of_16_bits(path))
+    ImageOps.exif_transpose(image, in_place=True)  # a photographed film is turned as its camera was
+    if not image.mode.startswith("I"):
+        # Luma of colours and palettes. Alpha is dropped: what it hides was exposed all the same.
+        return np.asarray(image if image.mode == "L" else image.convert("L")), 255
+    return _within_depth(np.asarray(image))
 
 
 def _grey_of_16_bits(path: Path) -> np.ndarray:

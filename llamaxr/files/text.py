@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import UserError
 
 MAX_JSON = 2**24  # bytes; R2Gen's annotation.json has 2 MB. In memory JSON takes up to 30 times its bytes
-MAX_LINES = 2 * 10**6  # of a JSONL file; MIMIC-CXR has 2 * 10**5 studies
+MAX_LINES = 2**20  # of a JSONL file; a run has at most 10**6 steps, MIMIC-CXR 2 * 10**5 studies
 MAX_DEPTH = 100  # lists and objects within each other; ten is much
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -28,12 +28,12 @@ def read_bytes(path: Path, max_bytes: int, remedy: str = "fetch it again") -> by
         if not os.path.isfile(path):  # Path.is_file raises where the name is too long for a file
             raise UserError(f"{path} {'is no file' if os.path.exists(path) else 'is missing'}; {remedy}")
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise UserError(f"{path} has more than {max_bytes} bytes, too many for such a file; {remedy}")
+            return file.read(size)  # not max_bytes: as many would be allocated at once
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
-    if len(data) > max_bytes:
-        raise UserError(f"{path} has more than {max_bytes} bytes, too many for such a file; {remedy}")
-    return data
 
 
 def read_text(path: Path, max_bytes: int, remedy: str = "fetch it again", errors: str = "strict") -> str:

@@ -12,7 +12,15 @@ from typing import TextIO
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files.text import complete_or_absent, parse_json, printable, read_bytes, read_json_lines, short
+from ..files.text import (
+    MAX_LINES,
+    complete_or_absent,
+    parse_json,
+    printable,
+    read_bytes,
+    read_json_lines,
+    short,
+)
 from . import checkpoint, distributed
 
 MAX_LOG = 2**30  # bytes of a JSONL file; 100,000 steps have 13 MB
@@ -62,6 +70,8 @@ def read_log(path: Path) -> list[dict]:
     strings). A last line that was cut off is left out. UserError for any other damage."""
     kinds = float | int if path.stem == "metrics" else str
     *lines, cut_off = read_bytes(path, MAX_LOG, "move it away").split(b"\n")
+    if len(lines) > MAX_LINES:
+        raise UserError(f"{path} has over {MAX_LINES:,} lines; move it away")
     rows = []
     for number, line in enumerate([*lines, cut_off], 1):
         try:

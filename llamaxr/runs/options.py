@@ -20,9 +20,7 @@ MAX_SEED = 2**63 - 1  # torch's seeds have 64 bits
 DEVICES = ("auto", "cuda", "cpu")
 DEVICE_HELP = "auto is CUDA if torch finds a GPU, else the CPU"
 RUN_HELP = "run folder (default: the newest under runs/, or the embedded demo if there is none)"
-PLAIN_HELP = (
-    "run the model as llamaxr/*.py has it, without llamaxr/fast/"
-)
+PLAIN_HELP = "run the model as llamaxr/*.py has it, without llamaxr/fast/"
 
 
 def option(default, help: str, choices=None, at_least=None, above=None, at_most=None):

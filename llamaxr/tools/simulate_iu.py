@@ -12,9 +12,7 @@ was not indexed is drawn as a normal one. Results on these films say nothing abo
 An interrupted call goes on when it is repeated. OUT/simulation.json says what is drawn on each film.
 """
 
-import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from ..data.iu_xray import OPENI, select_r2gen
 from ..data.study import SPLITS
 from ..data.workers import process_pool
 from ..errors import UserError
-from ..files.text import read_json
+from ..files.text import complete_or_absent, read_json
 from ..metrics.mesh import IndexedFinding, read_terms
 from ..runs.options import MAX_SEED, option, parse
 from ..runs.terminal import one_line_errors
@@ -139,7 +137,7 @@ def simulate(reports: Path, out: Path, seed: int = 0, workers: int = 2,
         annotation[study.split].append({
             "id": study.id, "report": study.sections["findings"], "split": study.split,
             "image_path": [f"{study.id}/0.png", f"{study.id}/1.png"]})  # fmt: skip
-    _write(out / iu_layouts.ANNOTATION, json.dumps(annotation).encode())
+    _write(out / iu_layouts.ANNOTATION, json.dumps(annotation))
 
 
 def _begin(out: Path, plan: dict) -> None:
@@ -149,10 +147,10 @@ def _begin(out: Path, plan: dict) -> None:
             raise UserError(f"{out} holds another simulation (its {PLAN} differs); give a new folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    if others := sorted({path.name for path in out.iterdir()} - {"README", f"{PLAN}.tmp", "README.tmp"}):
+    if others := sorted({path.name for path in out.iterdir() if path.suffix != ".tmp"} - {"README"}):
         raise UserError(f"{out} holds {others[0]}, which is not of a simulation; give a new folder")
-    _write(out / "README", README.encode())
-    _write(out / PLAN, json.dumps(plan).encode())
+    _write(out / "README", README)
+    _write(out / PLAN, json.dumps(plan))
 
 
 def _draw_study(job: tuple[Path, tuple[Finding, ...], tuple[int, ...]]) -> None:
@@ -163,16 +161,13 @@ def _draw_study(job: tuple[Path, tuple[Finding, ...], tuple[int, ...]]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for path, film in zip(paths, draw(findings, np.random.default_rng(seed), extra=EXTRA), strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(film).save(buffer, format="PNG", compress_level=1)
-        _write(path, buffer.getvalue())
+        with complete_or_absent(path) as temporary:
+            Image.fromarray(film).save(temporary, format="PNG", compress_level=1)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or absent."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _write(path: Path, text: str) -> None:
+    with complete_or_absent(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -40,8 +40,13 @@ def test_json_with_a_byte_order_mark_or_half_a_letter_is_read(tmp_path):
 
 def test_a_file_of_millions_of_lines_is_refused_before_one_is_parsed(tmp_path):
     (tmp_path / "a.jsonl").write_text("[]\n" * (MAX_LINES + 1))
-    with pytest.raises(UserError, match="over 2,000,000 lines; fix the file"):
+    with pytest.raises(UserError, match="over 1,048,576 lines; fix the file"):
         next(read_json_lines(tmp_path / "a.jsonl"))
+
+
+def test_a_small_file_takes_little_memory_however_large_it_might_be(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "a.json", 2**50) == {"a": 1}
 
 
 def test_what_never_ends_is_not_read(tmp_path):
