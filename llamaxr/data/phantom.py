@@ -140,7 +140,7 @@ def list_findings(findings: tuple[Finding, ...]) -> str:
 
 def make_studies(
     folder: Path,
-    n_train: int = 1600,
+    n_train: int = 3200,
     n_val: int = 200,
     n_test: int = 300,
     seed: int = 0,
