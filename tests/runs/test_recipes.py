@@ -138,7 +138,7 @@ def test_the_first_line_of_a_run_names_every_part():
 
 
 def test_the_sample_takes_900_steps_on_the_tiny_base():
-    assert parse().base == "tiny" and n_steps(parse(), 3200) == 1100
+    assert parse().base == "tiny" and n_steps(parse(), 3200) == 1200
 
 
 @pytest.mark.parametrize("recipe, steps", [("sample", 300), ("paper", 194), ("paper", 195)])
