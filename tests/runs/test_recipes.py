@@ -113,7 +113,7 @@ def test_config_json_says_what_the_vision_network_was_trained_on():
 
 def test_the_demos_config_is_the_samples():
     values = json.loads((DEMO / "config.json").read_text())
-    assert from_json(TrainOptions, values, DEMO / "config.json") == apply_recipe("sample", steps=900)
+    assert from_json(TrainOptions, values, DEMO / "config.json") == apply_recipe("sample", steps=1200)
 
 
 def test_the_first_line_of_a_run_names_every_part():
