@@ -137,7 +137,7 @@ def test_the_first_line_of_a_run_names_every_part():
     assert "base tiny in float32;" in line and "bridge scores;" in line and " 0 in the projector" in line
 
 
-def test_the_sample_takes_900_steps_on_the_tiny_base():
+def test_the_sample_takes_1200_steps_on_the_tiny_base():
     assert parse().base == "tiny" and n_steps(parse(), 3200) == 1200
 
 
