@@ -170,7 +170,9 @@ def train(
     loaded = torch.cuda.memory_allocated()
     optimizer = torch.optim.AdamW(trainable, lr=1e-4)
     losses, seconds, issued, positions, flops = [], [], [], [], []
-    for i, batch in enumerate(make_batches(sizes.steps + 2, n_studies)):  # two warm up; then each has new lengths
+    for i, batch in enumerate(
+        make_batches(sizes.steps + 2, n_studies)
+    ):  # two warm up; then each has new lengths
         start = time.perf_counter()
         loss = mean_loss(batch)
         loss.backward()

@@ -25,7 +25,7 @@ class Projector(nn.Module):
 
     in_channels: features per place. dim: the language model's width. grid: places per side after pooling (7
     keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. Soft
-    tokens start with the same one, since a frozen model makes nothing of inputs a hundred times too large.
+    tokens start near it, since a frozen model makes nothing of inputs a hundred times too large.
     """
 
     def __init__(self, in_channels: int, dim: int, grid: int = 7, n_views: int = 2, token_std: float = 1.0):

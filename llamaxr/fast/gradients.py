@@ -5,7 +5,7 @@ tensors, though gate and up determine all. Each function here computes the same 
 What is cheap is computed again.
 
     function        keeps                      autograd on the plain form would keep
-    rms_norm        x, a number per position   x, x^2's root, x normalised
+    rms_norm (CPU)  x, a number per position   x, x^2's root, x normalised
     rotate          cos, sin                   the same, but writes five tensors out each way
     swiglu          gate, up                   gate, up, silu(gate)
     lora            x, x A^T                   the same, but writes W x + B A x out anew
@@ -193,7 +193,8 @@ class _LoRA(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, a, b, low = ctx.saved_tensors
         base, scaling = ctx.layer.base, ctx.layer.scaling
-        rows, low_grad = grad.flatten(0, -2), grad.flatten(0, -2) @ b  # (n, out_features), (n, rank)
+        rows = grad.flatten(0, -2)  # (n, out_features)
+        low_grad = rows @ b  # (n, rank)
         # beta=0: the first argument is not read. Scaling inside of a product takes no call of its own.
         a_grad = torch.addmm(a, low_grad.T, x.flatten(0, -2), beta=0, alpha=scaling)
         b_grad = torch.addmm(b, rows.T, low.flatten(0, -2), beta=0, alpha=scaling)

@@ -6,7 +6,9 @@ here a step attends to all places of the cache, under a mask over those that are
 fills is a number on the device. decoding.py knows nothing of it: greedy, sampled and beam search take the
 same steps.
 
-Worth: not measured on a GPU yet, so CUDA's default is the plain form. Tests hold its tokens equal to others'.
+Worth: on an H200, with Llama 3.1 8B's shapes, 179 tokens per second for one report and 8557 for 64; the same
+steps issued kernel by kernel, 56 and 3816 (`python benchmarks/gpu.py --only decoding`). Tests hold its tokens
+equal to others'.
 """
 
 import torch
