@@ -76,6 +76,8 @@ def write_samples(run: Path, line: dict, model: LlamaXR, val: list, n_samples: i
     if not pairs:
         return
     texts, path = _generate(model, [features for features, _ in pairs], max_tokens), run / "samples.jsonl"
+    # A model that has learned outlines alone so far writes one after the other: the first is enough.
+    texts = [text.partition(f"\n{OUTLINE}")[0] for text in texts]
     before = {row.get("id"): row.get("generated") for row in read_log(path)} if path.is_file() else {}
     with path.open("a", encoding="utf-8") as file:
         for (_, study), text in zip(pairs, texts, strict=True):

@@ -1,12 +1,14 @@
 """The reports that a training shows: wrapped, and what changed since the last validation is marked."""
 
 import io
+import json
 import re
 import sys
 
 import pytest
 
-from llamaxr.runs import samples
+from llamaxr.data.study import Study
+from llamaxr.runs import reports, samples
 from llamaxr.runs.samples import as_text, word_changes
 
 TRUE = "The heart is enlarged. There is a right effusion."
@@ -46,3 +48,13 @@ def test_lines_fit_the_terminal_and_are_coloured_on_it_alone(monkeypatch, column
     assert all(len(line) <= max(columns, samples.HEAD + len("enlarged.")) for line in plain.splitlines())
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in as_text("12", TRUE, AFTER, BEFORE)
+
+
+def test_of_outlines_one_after_the_other_the_first_is_shown(tmp_path, monkeypatch, capsys):
+    texts = ["Findings: nodule left.\nFindings: none.\nFindings: none.", "Findings: none.\nClear."]
+    monkeypatch.setattr(reports, "_generate", lambda *_: texts)
+    studies = [Study(name, None, None, "A report.", "val") for name in "ab"]
+    reports.write_samples(tmp_path, {"step": 1, "val_loss": 1.0}, None, [(None, s) for s in studies], 2, 9)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["generated"] for row in rows] == ["Findings: nodule left.", texts[1]]
+    assert "Findings: none. Clear." in capsys.readouterr().out
