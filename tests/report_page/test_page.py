@@ -383,13 +383,17 @@ def test_a_finding_shows_its_heat_map_on_the_films_and_hides_it_again(page):
         "[...c.getContext('2d').getImageData(0, 0, 224, 224).data.filter((_, i) => i % 4 === 3)])"
     )
     (study,) = [s for s in data_of(page.path)["studies"] if s["id"] == page.study()]
-    page.choose("heat", "effusion")
+    heat_of = lambda view, name: np.frombuffer(base64.b64decode(view["heat"][name]), np.uint8).reshape(7, 7)
+    # what the network finds nowhere has a map of zeros
+    strength = lambda name: min(heat_of(view, name).max() for view in study["views"])
+    found = max(study["views"][0]["heat"], key=strength)
+    page.choose("heat", found)
     for view, alpha in zip(study["views"], np.array(page.js(opacity)).reshape(2, 7, 32, 7, 32), strict=True):
-        heat = np.frombuffer(base64.b64decode(view["heat"]["effusion"]), np.uint8).reshape(7, 7)
+        heat = heat_of(view, found)
         # smoothing lowers peaks and raises valleys, but every place stays where it is
         assert np.corrcoef(alpha.mean((1, 3)).ravel(), heat.ravel())[0, 1] > 0.95
         assert 0.65 * heat.max() < alpha.max() <= 0.8 * heat.max()
-    assert "vision's score of effusion" in page.texts("figcaption")[0]
+    assert f"vision's score of {found}" in page.texts("figcaption")[0]
     page.click(".chip[data-finding=pneumothorax]")
     assert page.js("state.heat") == "pneumothorax" and page.js("document.querySelector('#heat').value") == ""
     page.click(".chip[data-finding=pneumothorax]")
