@@ -133,23 +133,22 @@ def training(sizes: Sizes) -> None:
     recompute = lambda model: fast.recompute_blocks(model.llama)
     compiled = lambda model: fast.compile_blocks(model.llama)
     forms = {
-        "plain": (NF4Linear,),
-        "fast": (TiledNF4Linear, fast.for_training),
-        "fast_of_32": (TiledNF4Linear, fast.for_training),
-        "plain_recomputed": (NF4Linear, recompute),
-        "fast_recomputed": (TiledNF4Linear, fast.for_training, recompute),
-        "plain_compiled": (NF4Linear, compiled),
-        "fast_compiled": (TiledNF4Linear, fast.for_training, compiled),
+        "plain": (BATCH, NF4Linear),
+        "fast": (BATCH, TiledNF4Linear, fast.for_training),
+        "fast_of_32": (32, TiledNF4Linear, fast.for_training),
+        "plain_recomputed": (BATCH, NF4Linear, recompute),
+        "fast_recomputed": (BATCH, TiledNF4Linear, fast.for_training, recompute),
+        "plain_compiled": (BATCH, NF4Linear, compiled),
+        "fast_compiled": (BATCH, TiledNF4Linear, fast.for_training, compiled),
     }
     rate = product_rate()
     note(limit_TFLOP_per_s=rate / 1e12)
-    for name, (nf4, *attach) in forms.items():
-        n_studies = 32 if name == "fast_of_32" else BATCH
-        attempt(name, sizes.form_s, partial(train_ours, sizes, rate, nf4, attach, n_studies))
+    for name, (n_studies, nf4, *attach) in forms.items():
+        attempt(name, sizes.form_s, partial(train_ours, sizes, rate, n_studies, nf4, attach))
 
 
 def train_ours(
-    sizes: Sizes, rate: float, nf4: type[NF4Linear], attach: list[Callable], n_studies: int
+    sizes: Sizes, rate: float, n_studies: int, nf4: type[NF4Linear], attach: list[Callable]
 ) -> dict:
     model = build_ours(sizes.config, nf4).train()
     for form in attach:

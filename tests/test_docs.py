@@ -155,7 +155,12 @@ def test_what_the_text_says_of_them_is_the_result():
 
 
 def test_the_training_table_is_the_result():
-    rows = {row["base"]: row["without a GPU"] for row in tables(README, "Train it")[0]}
+    (table,) = tables(README, "Train it")
+    rows = {row["base"]: row["without a GPU"] for row in table}
+    (on_gpu,) = (row for row in table if row["base"] == "Llama 3.1 8B, NF4")
+    measured = result("gpu", "mended/training/fast")
+    assert agrees(on_gpu["GPU memory"], [measured["peak_GiB"]])
+    assert agrees(on_gpu["GPU time"].removesuffix(" (H200)"), [measured["studies_per_s"]])
     train = next(step for step in result("spine", "steps") if step["step"] == "train")
     assert agrees(rows["tiny (embedded)"], [train["seconds"], train["peak_MiB"] / 1024])
     step = result("load_8b", "ours/step")

@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from ..metrics.findings import FINDINGS, locate
+from ..metrics.findings import FINDINGS, find
 from .study import Study
 
 
@@ -35,4 +35,4 @@ def repeat_rare(pairs: list[tuple], share: float, seed: int) -> list[tuple]:
 
 def findings_of(study: Study) -> set[str]:
     """The known findings of a study, or else those that its report asserts."""
-    return set(locate(study.report) if study.findings is None else study.findings) & set(FINDINGS)
+    return set(find(study.report) if study.findings is None else study.findings) & set(FINDINGS)
