@@ -60,8 +60,8 @@ RECIPES: dict[str, dict] = {
     # The embedded demo's. The sides of findings are learned late, and fastest from outlines (docs/log.md).
     "sample": {
         "base": "tiny", "vision": "tiny", "bridge": "tokens", "grid": 4, "outline": True,
-        "outline_share": 0.7, "optimizer": "adamw", "lr": 2e-3, "projector_lr": 3e-3, "warmup_share": 0.1,
-        "batch": 16, "accumulate": 1, "epochs": 6.0, "val_every": 300, "val_studies": 64,
+        "outline_share": 0.6, "optimizer": "adamw", "lr": 2e-3, "projector_lr": 3e-3, "warmup_share": 0.1,
+        "batch": 16, "accumulate": 1, "epochs": 5.0, "val_every": 250, "val_studies": 64,
     },
     # For real reports and a base of billions. Nothing here was measured on such a base; what was measured was
     # measured on SmolLM2-135M and simulated images (docs/results.md, docs/log.md).

@@ -123,17 +123,22 @@ def to_radiographs(pixels: Tensor, device: torch.device | str) -> Tensor:
     return ((pixels[:, None].to(device).float() / 255 * 2 - 1) * 1024).to(memory_format=torch.channels_last)
 
 
-def augment(radiographs: Tensor) -> Tensor:
+def augment(radiographs: Tensor, zoom_out: float = 0.0, exposure: float = 0.1) -> Tensor:
     """Vary positioning and exposure: rotation by up to 5 degrees, scale and shift by up to 4%, contrast and
-    brightness by up to 10%. Never mirrored: left and right are part of a finding's name."""
+    brightness by up to `exposure`. Never mirrored: left and right are part of a finding's name.
+
+    zoom_out: how much smaller the chest may get, anywhere in the frame; the film's edge fills the rest.
+    """
     n = len(radiographs)
     turn, scale, dx, dy, contrast, light = (torch.rand(6, n).to(radiographs.device) * 2 - 1).unbind()
-    angle, scale = turn * math.radians(5), 1 + scale * 0.04
+    smaller = zoom_out * torch.rand(n).to(radiographs.device) ** 2  # the square: most films stay large
+    angle, scale, reach = turn * math.radians(5), 1 + scale * 0.04 + smaller, 0.08 + 0.6 * smaller
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    affine = torch.stack([cos, -sin, dx * 0.08, sin, cos, dy * 0.08], dim=1).view(n, 2, 3)
+    affine = torch.stack([cos, -sin, dx * reach, sin, cos, dy * reach], dim=1).view(n, 2, 3)
     grid = F.affine_grid(affine, list(radiographs.shape), align_corners=False)
     moved = F.grid_sample(radiographs, grid, padding_mode="border", align_corners=False)
-    changed = moved * (1 + contrast * 0.1).view(n, 1, 1, 1) + (light * 102).view(n, 1, 1, 1)
+    gain, offset = 1 + contrast * exposure, light * exposure * 1024
+    changed = moved * gain.view(n, 1, 1, 1) + offset.view(n, 1, 1, 1)
     return changed.clamp(-1024, 1024).contiguous(memory_format=torch.channels_last)
 
 

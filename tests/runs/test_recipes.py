@@ -113,7 +113,7 @@ def test_config_json_says_what_the_vision_network_was_trained_on():
 
 def test_the_demos_config_is_the_samples():
     values = json.loads((DEMO / "config.json").read_text())
-    assert from_json(TrainOptions, values, DEMO / "config.json") == apply_recipe("sample", steps=1200)
+    assert from_json(TrainOptions, values, DEMO / "config.json") == apply_recipe("sample", steps=1000)
 
 
 def test_the_first_line_of_a_run_names_every_part():
@@ -137,8 +137,8 @@ def test_the_first_line_of_a_run_names_every_part():
     assert "base tiny in float32;" in line and "bridge scores;" in line and " 0 in the projector" in line
 
 
-def test_the_sample_takes_1200_steps_on_the_tiny_base():
-    assert parse().base == "tiny" and n_steps(parse(), 3200) == 1200
+def test_the_sample_takes_1000_steps_on_the_tiny_base():
+    assert parse().base == "tiny" and n_steps(parse(), 3200) == 1000
 
 
 @pytest.mark.parametrize("recipe, steps", [("sample", 300), ("paper", 194), ("paper", 195)])
