@@ -168,7 +168,7 @@ def _body(findings, rng) -> SimpleNamespace:
         breast=u(0.05, 0.30) * (u() < 0.6), breast_y=u(0.55, 0.78), breast_size=u(0.11, 0.19), haze=u(0, 0.22),
         arms=u(0.1, 0.4) * (u() < 0.5), aorta=u(0.026, 0.042), hilum=u(0.09, 0.24), vessels=u(0.5, 1.5),
         bend=u(-0.008, 0.008), turn=u(-0.022, 0.022), bubble=u(0.012, 0.055), gas=u(-0.45, -0.1),
-        clavicle=u(-0.02, 0.02), spine=u(0.07, 0.2), fat=u(0.0, 0.05), left=u(0.0, 0.04), depth=u(0.92, 1.15),
+        clavicle=u(-0.02, 0.02), spine=u(0.12, 0.22), fat=u(0.0, 0.05), left=u(0.0, 0.04), depth=u(0.92, 1.15),
         discs=u(0.03, 0.3), back=u(0.045, 0.065))
     # the heart's width as a share of the chest's; a short breath lays a normal heart wider on the diaphragm
     body.heart = u(0.38, 0.46) + 0.25 * max(0, 0.72 - body.base) + 0.6 * abs(body.turn)

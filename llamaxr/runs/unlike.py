@@ -3,9 +3,10 @@
 `fit` describes the features of the training images, each view by itself: the mean of each quarter of the
 image, the directions in which the images differ, and how much. How far another image is from them is a
 Mahalanobis distance whose covariance has low rank: along a direction in units of the spread along it, off all
-directions in units of the spread that is left (Tipping and Bishop 1999). The limit is the distance of the
-validation images that a new one of their kind stays below with a probability of 99.5% (Vovk et al. 2005; of
-200 images, the largest). A distance is given in limits: above 1, the image is unlike the training images.
+directions in units of the spread that is left (Tipping and Bishop 1999). The limit is the distance that a new
+image of the same kind stays below with a probability of 99.5% (Vovk et al. 2005). It is taken from images that
+the description has not seen: the validation images and half of the training images, since of 200 alone it
+would be the largest. A distance is given in limits: above 1, the image is unlike the training images.
 
 The description is kept in each checkpoint, beside the projector. A report is written all the same.
 """
@@ -32,11 +33,11 @@ MIN_IMAGES = 20  # with fewer of a view, nothing can be said of it
 
 
 def fit(train: Sequence[StudyFeatures], val: Sequence[StudyFeatures]) -> dict[str, Tensor]:
-    """What the training images are like: NAME.VIEW -> tensor, for each view of which both splits have
+    """What the training images are like: NAME.VIEW -> tensor, for each view of which both halves have
     MIN_IMAGES."""
-    statistics = {}
+    statistics, halves = {}, (train[::2], [*val, *train[1::2]])
     for index, view in enumerate(VIEWS):
-        known, unseen = (_of_view(studies, index) for studies in (train, val))  # each (n, dim)
+        known, unseen = (_of_view(half, index) for half in halves)  # each (n, dim)
         if min(len(known), len(unseen)) < MIN_IMAGES:
             continue
         mean, scale = known.mean(dim=0), known.std(dim=0)

@@ -36,7 +36,7 @@ def test_the_distance_is_mahalanobis_where_the_covariance_has_full_rank(monkeypa
     studies = normal_studies(400, 0)
     monkeypatch.setattr(unlike, "DIRECTIONS", 4 * CHANNELS - 1)  # the rest is then one dimension: exact
     known = unlike.fit(studies, studies)
-    x = torch.stack([study.grids[0].sqrt().flatten() for study in studies])
+    x = torch.stack([study.grids[0].sqrt().flatten() for study in studies[::2]])  # the rest sets the limit
     z = ((x - x.mean(0)) / x.std(0)).double()
     exact = torch.einsum("ni,ij,nj->n", z, torch.linalg.inv(z.T @ z / len(z)), z).sqrt()
     ours = torch.tensor([unlike.distance(known, s) for s in studies]) * known["limit.frontal"]
