@@ -39,7 +39,7 @@ def test_the_distance_is_mahalanobis_where_the_covariance_has_full_rank(monkeypa
     x = torch.stack([study.grids[0].sqrt().flatten() for study in studies[::2]])  # the rest sets the limit
     z = ((x - x.mean(0)) / x.std(0)).double()
     exact = torch.einsum("ni,ij,nj->n", z, torch.linalg.inv(z.T @ z / len(z)), z).sqrt()
-    ours = torch.tensor([unlike.distance(known, s) for s in studies]) * known["limit.frontal"]
+    ours = torch.tensor([unlike.distance(known, s) for s in studies[::2]]) * known["limit.frontal"]
     assert torch.allclose(ours.double(), exact, rtol=1e-2)
 
 
