@@ -94,9 +94,10 @@ class Film:
     def expose(self, pose, rng) -> np.ndarray:
         """The finished film: posed, exposed, with grain; uint8 (size, size)."""
         c, s = math.cos(pose.tilt) / pose.scale, math.sin(pose.tilt) / pose.scale
-        half, middle = self.size / 2, self.n / 2
+        pad = round(0.2 * self.size)                                   # around a chest that is far away: its edges
+        half, middle = self.size / 2, self.n / 2 + pad
         dx, dy = half + pose.x * self.size, half + pose.y * self.size
-        image = Image.fromarray(self.density).transform(
+        image = Image.fromarray(np.pad(self.density, pad, mode="edge")).transform(
             (self.size, self.size), Image.Transform.AFFINE,
             (c, s, middle - c * dx - s * dy, -s, c, middle + s * dx - c * dy), Image.Resampling.BILINEAR)
         tone = np.clip(np.asarray(image), 0, 1) ** np.float32(pose.gamma)
@@ -187,8 +188,10 @@ def _body(findings, rng) -> SimpleNamespace:
 def _pose(rng, lateral=False) -> SimpleNamespace:
     """How the patient stands and how the film is exposed, marked and cropped."""
     u = rng.uniform
+    smaller = 0.35 * u() ** 2                                # real films often show more around the lungs
     pose = SimpleNamespace(
-        x=rng.normal(0, 0.02), y=rng.normal(0, 0.02), scale=u(0.92, 1.08), tilt=rng.normal(0, 0.03),
+        x=rng.normal(0, 0.02) + u(-0.3, 0.3) * smaller, y=rng.normal(0, 0.02) + u(-0.3, 0.3) * smaller,
+        scale=u(0.92, 1.08) / (1 + smaller), tilt=rng.normal(0, 0.03),
         gamma=u(0.6, 1.25), contrast=u(0.0, 0.7), gain=u(0.85, 1.18), offset=u(-0.05, 0.08),
         uneven_x=rng.normal(0, 0.05), uneven_y=rng.normal(0, 0.07), blur=u(0.0, 1.0), grain=u(0.003, 0.025),
         grain_size=u(1, 2.5), border=u(-0.12, 0.06, 4).clip(0), border_tone=0 if u() < 0.85 else round(u(100, 255)))
