@@ -94,10 +94,9 @@ class Film:
     def expose(self, pose, rng) -> np.ndarray:
         """The finished film: posed, exposed, with grain; uint8 (size, size)."""
         c, s = math.cos(pose.tilt) / pose.scale, math.sin(pose.tilt) / pose.scale
-        pad = round(0.2 * self.size)                                   # around a chest that is far away: its edges
-        half, middle = self.size / 2, self.n / 2 + pad
+        half, middle = self.size / 2, self.n / 2
         dx, dy = half + pose.x * self.size, half + pose.y * self.size
-        image = Image.fromarray(np.pad(self.density, pad, mode="edge")).transform(
+        image = Image.fromarray(self.density).transform(
             (self.size, self.size), Image.Transform.AFFINE,
             (c, s, middle - c * dx - s * dy, -s, c, middle + s * dx - c * dy), Image.Resampling.BILINEAR)
         tone = np.clip(np.asarray(image), 0, 1) ** np.float32(pose.gamma)
@@ -169,15 +168,14 @@ def _body(findings, rng) -> SimpleNamespace:
         breast=u(0.05, 0.30) * (u() < 0.6), breast_y=u(0.55, 0.78), breast_size=u(0.11, 0.19), haze=u(0, 0.22),
         arms=u(0.1, 0.4) * (u() < 0.5), aorta=u(0.026, 0.042), hilum=u(0.09, 0.24), vessels=u(0.5, 1.5),
         bend=u(-0.008, 0.008), turn=u(-0.022, 0.022), bubble=u(0.012, 0.055), gas=u(-0.45, -0.1),
-        clavicle=u(-0.02, 0.02), spine=u(0.12, 0.22), fat=u(0.0, 0.05), left=u(0.0, 0.04), depth=u(0.92, 1.15),
-        discs=u(0.03, 0.3), back=u(0.045, 0.065))
+        clavicle=u(-0.02, 0.02), spine=u(0.06, 0.15), fat=u(0.0, 0.05), left=u(0.0, 0.04), depth=u(0.92, 1.15))
     # the heart's width as a share of the chest's; a short breath lays a normal heart wider on the diaphragm
     body.heart = u(0.38, 0.46) + 0.25 * max(0, 0.72 - body.base) + 0.6 * abs(body.turn)
     big, bend, bend_side, low, flat = u(0.58, 0.74), u(0.04, 0.065), u(-1, 1), u(0.815, 0.87), u(0.15, 0.35)
     if "cardiomegaly" in amount:
         body.heart = big + 0.15 * (amount["cardiomegaly"] - 1)
     if "scoliosis" in amount:
-        body.bend, body.back = math.copysign(bend * amount["scoliosis"], bend_side), body.back + 0.01
+        body.bend, body.spine = math.copysign(bend * amount["scoliosis"], bend_side), 0.06 + body.spine
     if "hyperinflation" in amount:
         more = amount["hyperinflation"]
         body.base, body.dome, body.air = low + 0.1 * (more - 1), body.dome * flat / more, min(body.air + 0.10, 0.8)
@@ -188,10 +186,8 @@ def _body(findings, rng) -> SimpleNamespace:
 def _pose(rng, lateral=False) -> SimpleNamespace:
     """How the patient stands and how the film is exposed, marked and cropped."""
     u = rng.uniform
-    smaller = 0.35 * u() ** 2                                # real films often show more around the lungs
     pose = SimpleNamespace(
-        x=rng.normal(0, 0.02) + u(-0.3, 0.3) * smaller, y=rng.normal(0, 0.02) + u(-0.3, 0.3) * smaller,
-        scale=u(0.92, 1.08) / (1 + smaller), tilt=rng.normal(0, 0.03),
+        x=rng.normal(0, 0.02), y=rng.normal(0, 0.02), scale=u(0.92, 1.08), tilt=rng.normal(0, 0.03),
         gamma=u(0.6, 1.25), contrast=u(0.0, 0.7), gain=u(0.85, 1.18), offset=u(-0.05, 0.08),
         uneven_x=rng.normal(0, 0.05), uneven_y=rng.normal(0, 0.07), blur=u(0.0, 1.0), grain=u(0.003, 0.025),
         grain_size=u(1, 2.5), border=u(-0.12, 0.06, 4).clip(0), border_tone=0 if u() < 0.85 else round(u(100, 255)))
@@ -393,9 +389,10 @@ def _lateral(body, traits, rng, size, extra) -> np.ndarray:
     film.density += (1 - above) * (x > front) * (x < 0.42) * np.float32(body.belly) + _mottle(film, rng, 0.02)
     film.density += lung * np.float32(body.haze + body.breast * 0.5) * np.clip((y - 0.45) / np.float32(0.4), 0, 1)
     spine = 0.25 + 0.05 * np.sin((y - 0.1) * np.float32(math.pi)) - 0.03
-    blocks = 0.75 + np.float32(body.discs) * np.cos(y * np.float32(2 * math.pi / 0.07))
-    back = ramp((np.float32(body.back) - np.abs(x - spine)) / np.float32(0.01))
-    film.density += np.float32(body.spine + 0.05) * blocks * back
+    rotated = "scoliosis" in names                                   # a rotated spine hides its discs
+    blocks = 0.75 + (0.04 if rotated else 0.25) * np.cos(y * np.float32(2 * math.pi / 0.07))
+    width = 0.05 + 0.02 * rotated
+    film.density += np.float32(body.spine + 0.08) * blocks * ramp((width - np.abs(x - spine)) / np.float32(0.01))
     wave = np.cos((y - body.rib_at - 0.25 * (0.2 - x)) / body.ribs * np.float32(2 * math.pi))
     film.density += np.float32(0.7 * body.rib) * ramp((wave - 0.45) * 3) * lung
     film.strokes([([(-0.2, 0.16), (-0.3, 0.35), (-0.32, 0.6)], 0.022, 0.16),                   # breastbone

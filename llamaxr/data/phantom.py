@@ -20,7 +20,7 @@ from .drawing import DRAWN, SIGN, ZONE_Y, Finding, draw
 from .study import SPLITS, Study, path_inside
 from .workers import process_pool
 
-DRAWING_VERSION = 7  # raise it whenever a drawing or a sentence changes: stored folders are then redrawn
+DRAWING_VERSION = 4  # raise it whenever a drawing or a sentence changes: stored folders are then redrawn
 ONE_VIEW = 0.06  # share of studies without a lateral, so that the model learns those too
 
 
