@@ -50,11 +50,12 @@ def outline_line(text: str) -> str:
 
 
 def split_outline(text: str) -> tuple[str, str]:
-    """Generated text -> (outline without "Findings: ", or "" if there is none; report)."""
+    """Generated text -> (outline without "Findings: ", or "" if there is none; report). The outline ends with
+    its full stop: a model that has hardly learned may forget the end of the line."""
     if not text.lstrip().startswith(OUTLINE):
         return "", text.strip()
-    line, _, report = text.strip().partition("\n")
-    return line.removeprefix(OUTLINE), report.strip()
+    line, report = re.fullmatch(r"([^.\n]*\.?)(.*)", text.lstrip().removeprefix(OUTLINE), re.DOTALL).groups()
+    return line.strip(), report.strip()
 
 
 def read_outline(line: str) -> dict[str, frozenset[str]]:

@@ -8,6 +8,7 @@ generates a shard of the batches and writes a file of its own; at the end all ro
 """
 
 import codecs
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -104,13 +105,15 @@ def print_stream(tokenizer: Tokenizer, steps: Iterator[list[int]], has_outline: 
     for piece in pieces:  # until the report begins
         head = (head + piece).lstrip()  # sentencepiece's first word starts with a space
         in_outline = has_outline and OUTLINE.startswith(head[: len(OUTLINE)])
-        if not in_outline or "\n" in head:
+        if not in_outline or "." in head or "\n" in head:
             break
-    if in_outline:
-        outline, _, head = head.partition("\n")
-        print(printable(outline), file=sys.stderr)
-    print(printable(head), end="", flush=True)
-    for piece in pieces:
+    if in_outline and head.startswith(OUTLINE):
+        outline, head = split_outline(head)
+        print(printable(OUTLINE + outline), file=sys.stderr)
+    started = False
+    for piece in itertools.chain([head], pieces):
+        piece = piece if started else piece.lstrip()  # the end of the outline's line
+        started = started or piece != ""
         print(printable(piece), end="", flush=True)
     print()
 

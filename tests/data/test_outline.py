@@ -52,3 +52,12 @@ def test_an_outline_reads_back_as_the_findings_and_places_it_names(sides, zones)
 
 def test_a_text_cut_off_within_its_outline_has_an_empty_report():
     assert split_outline("Findings: effusion le") == ("effusion le", "")
+
+
+def test_an_outline_without_the_end_of_its_line_ends_with_its_full_stop():
+    assert split_outline("Findings: effusion left. The heart is normal.") == (
+        "effusion left.",
+        "The heart is normal.",
+    )
+    assert split_outline("Findings: effusion left") == ("effusion left", "")
+    assert split_outline("Findings: none\nThe heart is normal.") == ("none", "The heart is normal.")
