@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-# runs/ is what is around the loop: run folders and logs, options and their defaults, opening a run.
+from llamaxr.data.emphasis import batch_weights  # what tells a finding weighs more
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
 from llamaxr.fast.optimizer import adamw8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
@@ -62,9 +62,8 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
         model.projector.standardise(features.grids for features, _ in train)
         if options.adapter:
             checkpoint.load_adapter(options.adapter, model, options.rank, options.lora_alpha)
-    all_val = [features for features, study in pairs if study.split == "val"]
-    known = unlike.fit([features for features, _ in train], all_val)  # to tell images of another kind
-    tqdm.write(f"{run}: {len(train)} train and {len(val)} val studies, {options.steps} steps")
+    known = unlike.fit([f for f, _ in train], [f for f, study in pairs if study.split == "val"])
+    tqdm.write(f"{run}: {len(train)} studies per epoch, {len(val)} to validate, {options.steps} steps")
 
     log, signals = open_log(run, to_json(options), last_step), catch_signals()
     if last_step == 0:
@@ -148,10 +147,11 @@ def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = ma
     features, texts = [f for f, _ in pairs], [study.report for _, study in pairs]
     outline_alone = options.outline and step <= options.outline_share * options.steps
     if options.outline:
-        texts = [with_outline(report) for report in texts]
-    if outline_alone:
-        texts = [outline_line(text) for text in texts]
-    batch = model.collate(features, texts, options.max_report_tokens, append_eos=not outline_alone)
+        texts = [outline_line(with_outline(r)) if outline_alone else with_outline(r) for r in texts]
+    form = options.max_report_tokens, not outline_alone  # where a text is cut, and whether it has an end
+    batch = model.collate(features, texts, *form)
+    if step <= options.steps and options.finding_weight != 1:  # not to validate
+        batch = replace(batch, weights=batch_weights(model.tokenizer, texts, options.finding_weight, *form))
     return batch.to(model.projector.place.device)
 
 

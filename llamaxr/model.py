@@ -30,6 +30,7 @@ class Batch:
     answers (n_targets,), slots (n_slots,): the positions with a target, and those of soft tokens in reading
     order, as indices into ids.flatten(). A GPU that had to find them would make the CPU wait for the answer.
     padding (batch,): how much filler is at the left of each row; None where there is none.
+    weights (n_targets,): how much each target counts in the loss; None where all count 1.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class Batch:
     answers: Tensor
     slots: Tensor
     padding: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device) -> "Batch":
         """A batch on the CPU, on another device. The CPU does not wait until it has arrived."""
@@ -109,7 +111,7 @@ class LlamaXR(nn.Module):
         return x.flatten(0, 1).index_copy(0, batch.slots, soft_tokens).view(x.shape)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over the report tokens of the batch, and how many there are.
+        """Cross-entropy, weighted and summed over the report tokens of the batch, and how many there are.
 
         The sum, not the mean: a caller that accumulates batches must divide by the tokens of all of them,
         or a token of a short batch would weigh more.
@@ -118,4 +120,7 @@ class LlamaXR(nn.Module):
         # Logits exist only where a report token is predicted.
         logits = self.llama.logits(hidden.flatten(0, 1).index_select(0, batch.answers))  # (n_targets, vocab)
         targets = batch.targets.flatten()[batch.answers]  # (n_targets,)
-        return F.cross_entropy(logits.float(), targets, reduction="sum"), torch.tensor(len(targets))
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")  # (n_targets,)
+        if batch.weights is not None:
+            losses = losses * batch.weights
+        return losses.sum(), torch.tensor(len(targets))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,12 +63,15 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):
 
 
 @pytest.mark.parametrize("bridge", ["tokens", "scores"])
-def test_the_loss_is_the_cross_entropy_of_all_logits(base, bridge):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_is_the_cross_entropy_of_all_logits(base, bridge, weighted):
     model = assemble(base, bridge)
     batch = model.collate([study(1), study(2, views=(0,))], REPORTS)
-    loss, n = model.loss(batch)
+    weights = 1.0 + torch.arange(len(batch.answers)) % 3 if weighted else torch.ones(len(batch.answers))
+    loss, n = model.loss(replace(batch, weights=weights if weighted else None))
     logits = model.llama.logits(model.llama.hidden(model.embed(batch)))
-    plain = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
+    plain = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+    plain = (plain[plain != 0] * weights).sum()
     assert n == (batch.targets != IGNORE).sum() and torch.allclose(loss, plain, rtol=1e-5)
 
 

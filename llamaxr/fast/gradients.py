@@ -85,11 +85,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin) if by_hand(x) else llama.rotate(x, cos, sin)
 
 
-def cross_entropy(hidden: Tensor, targets: Tensor, head: Tensor) -> Tensor:
-    """Cross-entropy of the logits hidden head^T at targets, summed. hidden (n, dim), targets (n,), and the
-    frozen head (vocab, dim). The gradient of hidden is computed while the logits of a chunk of positions
-    exist."""
-    return _CrossEntropy.apply(hidden, targets, head)
+def cross_entropy(hidden: Tensor, targets: Tensor, head: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the logits hidden head^T at targets, times weights (None: 1), summed. hidden (n, dim),
+    targets and weights (n,), and the frozen head (vocab, dim). The gradient of hidden is computed while the
+    logits of a chunk of positions exist."""
+    if weights is None:
+        weights = torch.ones_like(targets, dtype=torch.float32)
+    return _CrossEntropy.apply(hidden, targets, head, weights)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -150,18 +152,18 @@ class _SwiGLU(torch.autograd.Function):
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, targets: Tensor, head: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, targets: Tensor, head: Tensor, weights: Tensor) -> Tensor:
         total, grads = hidden.new_zeros((), dtype=torch.float32), []
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        for h, t, w in zip(*(x.split(CHUNK) for x in (hidden, targets, weights[:, None])), strict=True):
             scores = _logits(h, head).float()  # (positions, vocab)
             highest, at_target = scores.amax(-1, keepdim=True), scores.gather(1, t[:, None])
             p = scores.sub_(highest).exp_()  # becomes the softmax, in the memory of the scores
             sums = p.sum(-1, keepdim=True)
-            total += (highest + sums.log() - at_target).sum()
+            total += (w * (highest + sums.log() - at_target)).sum()
             if ctx.needs_input_grad[0]:
                 p.div_(sums)  # the softmax, less 1 at the target, is the gradient of the scores
                 p.scatter_add_(1, t[:, None], p.new_full((len(t), 1), -1.0))
-                grads.append(_logits_backward(p.to(h.dtype), head))
+                grads.append(_logits_backward(p.to(h.dtype), head).mul_(w))
         ctx.save_for_backward(*([torch.cat(grads)] if grads else []))
         return total
 
@@ -169,7 +171,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (hidden_grad,) = ctx.saved_tensors
         # In fp32: one over the number of targets, which grad usually is, would be off by up to 0.4% in bf16.
-        return (hidden_grad.float() * grad).to(hidden_grad.dtype), None, None
+        return (hidden_grad.float() * grad).to(hidden_grad.dtype), None, None, None
 
 
 rms_norm, swiglu = _RMSNorm.apply, _SwiGLU.apply

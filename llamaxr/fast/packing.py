@@ -172,4 +172,5 @@ class PackedLlamaXR(LlamaXR):
     def loss(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         hidden = self.llama.packed_hidden(self.embed(batch), batch.packing, batch.answers)  # (n_targets, dim)
         targets = batch.targets[0, batch.answers]  # (n_targets,)
-        return cross_entropy(hidden, targets, self.llama.head_weight), torch.tensor(len(targets))
+        loss = cross_entropy(hidden, targets, self.llama.head_weight, batch.weights)
+        return loss, torch.tensor(len(targets))

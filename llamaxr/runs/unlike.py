@@ -35,6 +35,7 @@ MIN_IMAGES = 20  # with fewer of a view, nothing can be said of it
 def fit(train: Sequence[StudyFeatures], val: Sequence[StudyFeatures]) -> dict[str, Tensor]:
     """What the training images are like: NAME.VIEW -> tensor, for each view of which both halves have
     MIN_IMAGES."""
+    train = list({id(features): features for features in train}.values())  # once, if drawn more often
     statistics, halves = {}, (train[::2], [*val, *train[1::2]])
     for index, view in enumerate(VIEWS):
         known, unseen = (_of_view(half, index) for half in halves)  # each (n, dim)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def model(base):
 
 @pytest.mark.parametrize("bridge", ["tokens", "scores", "both"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_loss_and_gradients_are_the_plain_models(base, bridge, recompute):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_and_gradients_are_the_plain_models(base, bridge, recompute, weighted):
     studies, reports = [study(1), study(2, views=(0,)), study(3)], [*REPORTS, "Clear."]
     losses, grads = [], []
     for attach in (lambda model: None, fast.for_training):
@@ -51,6 +53,8 @@ def test_loss_and_gradients_are_the_plain_models(base, bridge, recompute):
         if recompute:
             fast.recompute_blocks(model.llama)
         batch = model.collate(studies, reports)
+        if weighted:
+            batch = replace(batch, weights=1.0 + torch.arange(len(batch.answers)) % 3)
         loss, n = model.loss(batch)
         assert n == (batch.targets != IGNORE).sum()
         losses.append(loss)
