@@ -111,7 +111,7 @@ def prepare_run(options: EvalOptions) -> tuple:
     of val and of the nearest training images, the settings, the folder for results, views_of for the page."""
     run = options.run or runs.default_run()
     trained = runs.read_options(run)
-    checkpoint.best(run)  # none is refused now, and not after minutes; so is what references_of refuses
+    checkpoint.last(run)  # none is refused now, and not after minutes; so is what references_of refuses
     distributed.init(runs.pick_device(options.device))
     with distributed.main_process_first():
         studies = runs.load_studies(replace(trained, root=options.root or trained.root), distributed.warn)

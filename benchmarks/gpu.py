@@ -108,7 +108,7 @@ def run_demo(device: str, dtype: str, plain: bool) -> tuple[Tensor, dict[str, Te
     text."""
     options = from_json(TrainOptions, checkpoint.read_config(DEMO), DEMO / "config.json")
     vision, model = build(replace(options, dtype=dtype, plain=plain), torch.device(device))
-    checkpoint.load(checkpoint.best(DEMO), model)
+    checkpoint.load(checkpoint.last(DEMO), model)
     numbers = torch.Generator().manual_seed(SEED)
     grids = [torch.rand(1 + i % 2, vision.n_channels, 7, 7, generator=numbers) for i in range(5)]
     studies = [StudyFeatures([0, 1][: len(g)], g, torch.zeros(len(g), 18)) for g in grids]

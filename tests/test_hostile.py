@@ -291,7 +291,7 @@ def of_checkpoint(name):
     def read(folder, file):
         vision, model = demo_parts()
         views = torch.zeros(2, vision.n_channels, 7, 7), torch.zeros(2, 18)
-        unlike.distances(checkpoint.load_best(folder, model), [StudyFeatures([0, 1], *views)])
+        unlike.distances(checkpoint.load_last(folder, model), [StudyFeatures([0, 1], *views)])
 
     return make, read
 
@@ -365,7 +365,7 @@ FORMATS = {
     "cached features": (features, lambda folder, file: _read_cache(folder)),
     "pickle in zip": pickled(True),
     "pickle": pickled(False),
-    "state.json": (state, lambda folder, file: checkpoint.best(folder)),
+    "state.json": (state, lambda folder, file: checkpoint.last(folder)),
     "run's config.json": (text_file("config.json", b'{"data": "sample", "lr": 0.001, "epochs": 3}'),
                           lambda folder, file: checkpoint.read_config(folder)),
     "run's adapter": of_checkpoint("adapter_model.safetensors"),

@@ -11,9 +11,10 @@
         state.json                    step, validation loss
 
 A checkpoint appears by a rename and disappears by one, so a crash at any moment leaves whole ones and
-folders that end in .tmp, which nobody reads. A run keeps two: the last, to resume, and the best on
-validation, to use. A reader beside a training (generate.py, eval.py) looks again where a folder has gone.
-The base's weights are never saved.
+folders that end in .tmp, which nobody reads. A run keeps the last, to resume and to use, whatever its
+validation loss: that is lowest long before reports tell what is in their outlines (docs/choices.md). A reader
+beside a training (generate.py, eval.py) looks again where a folder has gone. The base's weights are never
+saved.
 """
 
 import contextlib
@@ -64,11 +65,10 @@ def adapter_tensors(model: LlamaXR) -> dict[str, torch.Tensor]:
 def save(
     run: Path, model: LlamaXR, options: dict, step: int, val_loss: float | None, optimizer=None, known=None
 ) -> Path:
-    """Write run/step-NNNNNN; delete the checkpoints that are neither last nor best. Returns the new folder.
+    """Write run/step-NNNNNN; delete the checkpoints before it. Returns the new folder.
 
-    val_loss: None if training was interrupted; then the checkpoint is the best only if there is no other.
-    known: what unlike.fit says of the training images. UserError if the disk is full, or the run folder is
-    gone.
+    val_loss: for the reader of state.json; None if training was interrupted. known: what unlike.fit says of
+    the training images. UserError if the disk is full, or the run folder is gone.
     """
     if not run.is_dir():  # or it would come back in pieces
         raise UserError(f"the run folder {run} was deleted while the run was trained; start it again")
@@ -110,10 +110,8 @@ def _to_disk(path: Path) -> None:
 
 
 def remove_old(run: Path) -> None:
-    """Delete the checkpoints that are neither last nor best, and what a killed process left half."""
-    states = _states(run)
-    last_and_best = {max(states), min(states, key=lambda s: (states[s], -s))}
-    for old in states.keys() - last_and_best:
+    """Delete the checkpoints before the last, and what a killed process left half."""
+    for old in sorted(_steps(run))[:-1]:
         _remove(run / f"step-{old:06d}")
     for half in run.glob("*.tmp"):
         shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
@@ -124,22 +122,16 @@ def has_checkpoint(run: Path) -> bool:
     return bool(_folders(run))
 
 
-def best(run: Path) -> Path:
-    """The checkpoint to use: lowest validation loss, the later of equals. UserError if there is none."""
-    states = _states(run, distributed.warn)
-    return run / f"step-{min(states, key=lambda s: (states[s], -s)):06d}"
-
-
 def last(run: Path) -> Path:
-    """The checkpoint to resume from. UserError if there is none."""
-    return run / f"step-{max(_states(run, distributed.warn)):06d}"
+    """The checkpoint to use and to resume from. UserError if there is none."""
+    return run / f"step-{max(_steps(run, distributed.warn)):06d}"
 
 
-def load_best(run: Path, model: LlamaXR) -> Path:
-    """Load the checkpoint to use into the model. Returns its folder. A run that is being trained may replace
-    it at any moment; then the new one is taken. UserError as `best` and `load`."""
+def load_last(run: Path, model: LlamaXR) -> Path:
+    """Load the last checkpoint into the model. Returns its folder. A run that is being trained may replace it
+    at any moment; then the new one is taken. UserError as `last` and `load`."""
     while True:
-        folder = best(run)
+        folder = last(run)
         try:
             load(folder, model)
             return folder
@@ -308,28 +300,25 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _states(run: Path, warn: Callable[[str], None] | None = None) -> dict[int, float]:
-    """step -> validation loss of a run's checkpoints. A damaged one is left out, and told to `warn`.
-    UserError if there is none, or all are damaged."""
+def _steps(run: Path, warn: Callable[[str], None] | None = None) -> list[int]:
+    """The steps of a run's checkpoints. A damaged one is left out, and told to `warn`. UserError if there is
+    none, or all are damaged."""
     while True:
-        folders, states, damaged = _folders(run), {}, []
+        folders, steps, damaged = _folders(run), [], []
         for folder in folders:
             try:
-                state = read_json(folder / "state.json", MAX_JSON, REMEDY)
-                step, loss = state.get("step"), state.get("val_loss")
+                step = read_json(folder / "state.json", MAX_JSON, REMEDY).get("step")
                 if type(step) is not int or folder.name != f"step-{step:06d}":
                     raise UserError(f"{folder}/state.json is damaged (step); delete that folder")
-                if not (loss is None or isinstance(loss, float | int) and loss == loss):
-                    raise UserError(f"{folder}/state.json is damaged (val_loss); delete that folder")
-                states[step] = float("inf") if loss is None else loss
+                steps.append(step)
             except UserError as error:
                 damaged.append(error)
         if all(folder.is_dir() for folder in folders):
             break  # else the run is being trained, and one has gone since: look again
-    if not states and damaged:
+    if not steps and damaged:
         raise damaged[0]
-    if not states:
+    if not steps:
         raise UserError(f"{run} has no checkpoint yet; train longer, or name another run")
     for error in damaged if warn else ():
         warn(f"{error}. It is left out")
-    return states
+    return steps

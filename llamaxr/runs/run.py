@@ -322,16 +322,16 @@ def open_run(
     run: Path, device: str = "auto", plain: bool = False
 ) -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, Path]:
     """A trained run: its options (`plain` is replaced), its vision network, its model in evaluation mode, and
-    the folder of the checkpoint that was loaded, the best. Joins the other processes if there are any.
+    the folder of the checkpoint that was loaded, the last. Joins the other processes if there are any.
     UserError if the run is missing, incomplete or damaged."""
     options = read_options(run)
-    checkpoint.best(run)  # none is refused now, and not after minutes
+    checkpoint.last(run)  # none is refused now, and not after minutes
     own_device = distributed.init(pick_device(device))
     options = replace(options, plain=plain)
     vision, model = build(options, own_device)
-    step = checkpoint.load_best(run, model)
+    step = checkpoint.load_last(run, model)
     while len({*distributed.all_gather(step.name)}) > 1:  # a run that is being trained saved one meanwhile
-        step = checkpoint.load_best(run, model)
+        step = checkpoint.load_last(run, model)
     return options, vision, model.eval(), step
 
 

@@ -131,7 +131,7 @@ def difference(llama: Llama, tokenizer: Tokenizer, folder: Path) -> tuple[float,
 def main(argv: list[str] | None = None) -> None:
     how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser("python -m llamaxr.tools.export", **how)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder; its best checkpoint is exported")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder; its last checkpoint is exported")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist yet")
     parser.add_argument("--merge", action="store_true", help="write the whole model, adapter merged, in bf16")
     arguments = parser.parse_args(argv)

@@ -37,7 +37,7 @@ from ..files.vision_weights import save_weights
 from ..llama import Llama
 from ..metrics.findings import PATHOLOGIES_OF
 from ..prompt import SLOT, prompt_text
-from ..runs.checkpoint import best, read_config, write_json
+from ..runs.checkpoint import last, read_config, write_json
 from ..runs.log import read_lines
 from ..runs.run import DEMO, HOME, RUNS, TINY_BASE, evaluation_folder, pick_device
 from ..runs.vision_zoo import TINY, TINY_WEIGHTS
@@ -289,14 +289,14 @@ def train_tokenizer() -> int:
 
 
 def make_demo() -> None:
-    """Run `train.py --data sample` as a user would and copy its best checkpoint, without the optimiser."""
+    """Run `train.py --data sample` as a user would and copy its last checkpoint, without the optimiser."""
     run = RUNS / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     command = [sys.executable, HOME / "train.py", "--data", "sample", "--out", run]
     subprocess.run(command, check=True)
     shutil.rmtree(DEMO, ignore_errors=True)
     DEMO.mkdir()
     write_json(DEMO / "config.json", {**read_config(run), "out": None})
-    step = best(run)
+    step = last(run)
     shutil.copytree(step, DEMO / step.name, ignore=shutil.ignore_patterns("optimizer.safetensors"))
 
 

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     options, _ = parse(ProbeOptions, __doc__, argv, prog="python -m llamaxr.tools.probe")
     run = options.run or newest_run() or DEMO
     trained = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
-    step, device = checkpoint.best(run), pick_device(options.device)
+    step, device = checkpoint.last(run), pick_device(options.device)
     trained = replace(trained, root=options.root or trained.root)
     out = options.out or evaluation_folder(run, options.split)
     reports_file = options.reports or out / "reports.jsonl"

@@ -47,13 +47,12 @@ def test_what_is_saved_is_what_is_loaded_and_the_next_step_is_the_same(base, tmp
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
-def test_the_last_and_the_best_are_kept(base, tmp_path):
+def test_the_last_is_kept_whatever_its_loss(base, tmp_path):
     model, _ = assemble(base, 1)
     for step, loss in ((1, 0.9), (2, 0.3), (3, 0.5), (4, None)):
         checkpoint.save(tmp_path, model, OPTIONS, step, loss)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["step-000002", "step-000004"]
-    assert checkpoint.best(tmp_path).name == "step-000002"
-    assert checkpoint.last(tmp_path).name == "step-000004"
+        assert [f.name for f in tmp_path.iterdir()] == [f"step-{step:06d}"]
+        assert checkpoint.last(tmp_path).name == f"step-{step:06d}"
 
 
 @pytest.mark.parametrize(
@@ -141,27 +140,25 @@ def test_a_checkpoint_without_a_complete_optimiser_is_not_resumed_but_can_be_use
     assert checkpoint.load(folder, model)["step"] == 1
 
 
-@pytest.mark.parametrize("values", [{"step": "one"}, {"step": None}, {"step": 2}, {"val_loss": "low"}])
+@pytest.mark.parametrize("values", [{"step": "one"}, {"step": None}, {"step": 2}])
 def test_a_state_that_cannot_be_is_refused_by_its_folder(base, tmp_path, values):
     state = checkpoint.save(tmp_path, assemble(base, 1)[0], OPTIONS, 1, 0.5) / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | values))
     with pytest.raises(UserError, match="step-000001"):
-        checkpoint.best(tmp_path)
+        checkpoint.last(tmp_path)
 
 
 def test_a_half_checkpoint_never_makes_the_others_unreadable(base, tmp_path, capsys):
     model, _ = assemble(base, 1)
-    for step in (1, 2):
-        checkpoint.save(tmp_path, model, OPTIONS, step, 0.5 - step / 10)
+    checkpoint.save(tmp_path, model, OPTIONS, 2, 0.5)
     (tmp_path / "step-000003").mkdir()  # as an older version left it, killed as it deleted one
     (tmp_path / "step-000004").mkdir()
     (tmp_path / "step-000004" / "state.json").write_text("{")
-    for choose in (checkpoint.best, checkpoint.last):
-        assert choose(tmp_path).name == "step-000002"
-        err = capsys.readouterr().err
-        assert err.count("warning: ") == 2 and "step-000003" in err and "It is left out" in err
+    assert checkpoint.last(tmp_path).name == "step-000002"
+    err = capsys.readouterr().err
+    assert err.count("warning: ") == 2 and "step-000003" in err and "It is left out" in err
     checkpoint.save(tmp_path, model, OPTIONS, 5, 0.1)
-    assert checkpoint.best(tmp_path).name == "step-000005"
+    assert checkpoint.last(tmp_path).name == "step-000005"
 
 
 @pytest.mark.parametrize("file", ["state.json", "adapter_model.safetensors", "projector.safetensors"])
@@ -182,7 +179,7 @@ def test_a_reader_takes_the_next_checkpoint_where_training_has_deleted_the_one_i
         return read(path, *rest)
 
     monkeypatch.setattr(checkpoint, real, read_late)
-    assert checkpoint.load_best(tmp_path, reader).name == "step-000002"
+    assert checkpoint.load_last(tmp_path, reader).name == "step-000002"
     ours, theirs = checkpoint.adapter_tensors(reader), checkpoint.adapter_tensors(writer)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -240,7 +237,7 @@ def test_a_checkpoint_that_a_killed_run_left_incomplete_is_ignored(base, tmp_pat
 def test_a_run_without_a_checkpoint_says_so(tmp_path):
     (tmp_path / "step-000001.tmp").mkdir()
     with pytest.raises(UserError, match="no checkpoint"):
-        checkpoint.best(tmp_path)
+        checkpoint.last(tmp_path)
     shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.read_config(tmp_path)
