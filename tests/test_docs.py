@@ -16,19 +16,33 @@ FACTS = ("command", "commit", "date", "machine", "seed", "configuration")
 
 # A row's label -> results file and system. IU X-ray's tables come in this order, for each group of studies.
 IU_ROWS = {
-    "`tokens`": ("iu_tokens_own_words", "system"),
-    "`tokens`, its outlines alone": ("iu_tokens_own_words", "outline"),
-    "`tokens`, swapped": ("iu_tokens_own_words", "swapped"),
+    "`tokens`": ("iu_tokens", "system"),
+    "`tokens`, its outlines alone": ("iu_tokens", "outline"),
+    "`tokens`, its outlines in training sentences": ("iu_tokens", "template"),
+    "`tokens`, swapped": ("iu_tokens", "swapped"),
+    "`both`": ("iu_both", "system"),
+    "`both`, its outlines alone": ("iu_both", "outline"),
+    "`both`, swapped": ("iu_both", "swapped"),
     "`paper` at 2e-4": ("iu_paper_2e-4", "system"),
     "`paper` at 2e-4, swapped": ("iu_paper_2e-4", "swapped"),
     "`paper` at 2e-6": ("iu_paper_2e-6", "system"),
     "`paper` at 2e-6, swapped": ("iu_paper_2e-6", "swapped"),
-    "`tokens`, tiny base": ("iu_tiny_own_words", "system"),
-    "`tokens`, tiny base, its outlines alone": ("iu_tiny_own_words", "outline"),
-    "`tokens`, tiny base, swapped": ("iu_tiny_own_words", "swapped"),
-    "nearest training image's report": ("iu_tokens_own_words", "nearest"),
-    "random training report": ("iu_tokens_own_words", "random"),
-    "best constant report": ("iu_tokens_own_words", "constant"),
+    "`tokens`, films of another style": ("iu_tokens_other_style", "system"),
+    "`tokens`, films of another style, its outlines alone": ("iu_tokens_other_style", "outline"),
+    "`both`, films of another style": ("iu_both_other_style", "system"),
+    "`both`, films of another style, its outlines alone": ("iu_both_other_style", "outline"),
+    "nearest training image's report": ("iu_tokens", "nearest"),
+    "nearest training image's report, films of another style": ("iu_tokens_other_style", "nearest"),
+    "random training report": ("iu_tokens", "random"),
+    "best constant report": ("iu_tokens", "constant"),
+}
+# README's row -> as above.
+README_IU_ROWS = {
+    "recipe `ours`": ("iu_tokens", "system"),
+    "recipe `ours`, `--bridge both`": ("iu_both", "system"),
+    "recipe `paper`": ("iu_paper_2e-6", "system"),
+    "nearest training image's report": ("iu_tokens", "nearest"),
+    "best constant report": ("iu_tokens", "constant"),
 }
 IU_TABLES = [(group, block) for group in ("all", "abnormal") for block in ("findings", "llama_xr", "coco")]
 IU_COLUMNS = {
@@ -37,6 +51,8 @@ IU_COLUMNS = {
         "recall": "findings.micro_recall",
         "F1": "findings.micro_f1",
         "macro F1": "findings.macro_f1",
+        "sides right": "findings.sides_right",
+        "of": "findings.sides_named",
         "distinct reports": "reports.distinct",
     },
     "llama_xr": {"ROUGE-L": "llama_xr.rouge_l", "METEOR": "llama_xr.meteor"},
@@ -110,20 +126,66 @@ def agrees(cell: str, values: list[float]) -> bool:
 
 
 def test_the_iu_x_ray_tables_are_the_results():
-    found = tables(RESULTS_DOC, "Real reports, simulated images")
+    of_rows, *found, of_seeds = tables(RESULTS_DOC, "Real reports, simulated images")
     for (group, block), rows in zip(IU_TABLES, found, strict=True):
         for row in rows:
             name, system = IU_ROWS[row.pop("")]
             scores = result(name, f"scores/{group}/{system}")
             for title, cell in row.items():
                 if title == "BLEU-1 to -4":
-                    assert agrees(cell, [scores[f"{block}.bleu_{n}"][0] for n in (1, 2, 3, 4)])
+                    assert agrees(cell, scores[f"{block}.bleu_1_to_4"])
                 elif cell:
-                    assert agrees(cell, scores[IU_COLUMNS[block][title]]), (group, name, system, title)
+                    value = scores[IU_COLUMNS[block][title]]
+                    value = value[:1] if title in ("of", "distinct reports") else value
+                    assert agrees(cell, value), (group, name, system, title)
+    for row in of_rows:
+        configuration = result(row["file"].strip("`").removesuffix(".json"), "configuration")
+        assert row["seeds"] == ", ".join(map(str, configuration["seeds"]))
+    for row in of_seeds:
+        name, _ = IU_ROWS[row[""]]
+        seeds = result(name, "configuration/seeds")
+        run = result(name, f"seeds/{seeds.index(int(row['seed']))}")
+        scores, outlines, ahead = run["scores"], run["outline"], run["ahead of nearest"]
+        kept = scores["findings.micro_f1"][0] / outlines["findings.micro_f1"][0]
+        for cell, values in (
+            ("F1", scores["findings.micro_f1"]), ("outlines' F1", outlines["findings.micro_f1"]),
+            ("kept", [kept]), ("macro F1", scores["findings.macro_f1"]),
+            ("sides right", scores["findings.sides_right"]),
+            ("critical", [run["critical"]["found"], run["critical"]["invented"]]),
+            ("F1 ahead of nearest", ahead["findings.micro_f1"]),
+            ("macro F1 ahead of nearest", ahead["findings.macro_f1"]),
+        ):  # fmt: skip
+            assert agrees(row[cell], values), (row[""], row["seed"], cell)
+
+
+def test_the_readmes_iu_x_ray_table_is_the_results():
+    (rows,) = tables(README, "Does it look at the image?")
+    assert [row[""] for row in rows] == list(README_IU_ROWS)
+    for row in rows:
+        name, system = README_IU_ROWS[row[""]]
+        scores = result(name, "scores/all")
+        assert agrees(row["findings F1"], scores[system]["findings.micro_f1"])
+        assert agrees(row["ROUGE-L"], scores[system]["llama_xr.rouge_l"])
+        if system == "system":
+            assert agrees(row["swapped"], scores["swapped"]["findings.micro_f1"][:1])
+        if row["sides right"]:
+            (share, *_), (named, *_) = (scores[system][f"findings.sides_{x}"] for x in ("right", "named"))
+            assert agrees(row["sides right"], [share * named, named])
+
+
+def test_what_was_chosen_on_val_is_the_result():
+    (rows,) = tables(RESULTS_DOC, "Chosen on val")
+    columns = {"seeds": "seeds", "F1": "reports_f1", "outlines' F1": "outlines_f1", "macro F1": "macro_f1",
+               "critical F1": "critical_f1", "sides right": "sides_right",
+               "F1 at the lowest loss": "reports_f1_at_the_lowest_loss"}  # fmt: skip
+    settings = result("iu_choices", "settings")
+    assert [row[""] for row in rows] == list(settings)
+    for row in rows:
+        assert all(agrees(row[title], [settings[row[""]][key]]) for title, key in columns.items()), row[""]
 
 
 def test_the_demo_table_is_the_result():
-    (rows,) = tables(README, "Does it look at the image?")
+    (rows,) = tables(RESULTS_DOC, "The drawn sample")
     assert [DEMO_ROWS[row[""]] for row in rows] == list(DEMO_ROWS.values())
     for row in rows:
         scores = result("sample_demo", f"scores/all/{DEMO_ROWS[row['']]}")
@@ -135,21 +197,28 @@ def test_what_the_text_says_of_them_is_the_result():
     readme, doc = (" ".join(path.read_text().split()) for path in (README, RESULTS_DOC))
     scores = result("sample_demo", "scores/all/system")
     (share, *_), (named, *_) = scores["findings.sides_right"], scores["findings.sides_named"]
-    assert f"of {named:.0f} sides, {share * named:.0f} are right" in readme
-    assert f"costs it {result('sample_demo', 'differences/swapped/micro_f1/0'):.3f} of its" in readme
-    cost = "{:.3f} [{:.3f}, {:.3f}]".format(*result("iu_tokens_own_words", "differences/swapped/micro_f1"))
-    assert f"costs {cost} of its findings F1" in doc
-    recall = [
-        result("iu_tokens_own_words", f"scores/all/{system}/findings.micro_recall/0")
-        for system in ("outline", "system")
-    ]
-    assert "Outlines recall {:.3f} of the findings, reports {:.3f}".format(*recall) in doc
+    assert f"{share * named:.0f} of {named:.0f} sides right" in readme
+    interval = lambda values: "{:.3f} [{:.3f}, {:.3f}]".format(*values)
+    assert f"findings F1 of {interval(scores['findings.micro_f1'])}" in readme
+    tokens, other = "iu_tokens", "iu_tokens_other_style"
+    cost, ahead = (result(tokens, f"differences/{x}/findings.micro_f1") for x in ("swapped", "nearest"))
+    assert f"costs {interval(cost)} of its findings F1" in doc and f"costs {cost[0]:.3f}" in readme
+    assert f"report by {interval(ahead)}" in doc and f"report by {interval(ahead)}" in readme and ahead[1] > 0
+    assert all(run["ahead of nearest"]["findings.micro_f1"][1] > 0 for run in result(tokens, "seeds"))
+    f1 = lambda name, system: result(name, f"scores/all/{system}/findings.micro_f1/0")
+    assert f"outlines alone have {f1(tokens, 'outline'):.3f}" in readme
+    assert f"falls to {f1(other, 'system'):.3f}" in readme and f"falls to {f1(other, 'system'):.3f}" in doc
+    found = result(tokens, "critical")
+    for system, words in (("outline", "the outlines name {} (and {}"), ("system", "the reports {} ({})"),
+                          ("nearest", "the nearest reports {} ({})")):  # fmt: skip
+        assert words.format(found[system]["found"], found[system]["invented"]) in doc
     sample, iu_xray = (result("torchrun", f"{data}/efficiency") for data in ("sample", "iu_xray"))
     assert f"an efficiency of {sample:.2f} on the sample and {iu_xray:.2f} on SmolLM2" in doc
-    value, low, high = result("sample_demo", "differences/constant/rouge_l")
-    assert f"ahead of one constant report by {value:.3f} [{low:.3f}, {high:.3f}]" in readme and low > 0
-    value, low, high = result("sample_demo", "differences/nearest/micro_f1")
-    assert f"ahead of the nearest report by {value:.3f} [{low:.3f}, {high:.3f}]" in readme
+    constant, nearest = (
+        result("sample_demo", f"differences/{x}") for x in ("constant/rouge_l", "nearest/micro_f1")
+    )
+    assert f"ahead of one constant report by {interval(constant)}" in doc and constant[1] > 0
+    assert f"of the nearest report by {interval(nearest)}" in doc
     unlike = result("unlike", "shares/held-out phantoms")
     assert f"({unlike['warned']:.1%})" in doc and unlike["warned"] < 0.01
 
