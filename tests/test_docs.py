@@ -232,6 +232,12 @@ def test_the_training_table_is_the_result():
     assert agrees(on_gpu["GPU time"].removesuffix(" (H200)"), [measured["studies_per_s"]])
     train = next(step for step in result("spine", "steps") if step["step"] == "train")
     assert agrees(rows["tiny (embedded)"], [train["seconds"], train["peak_MiB"] / 1024])
+    peer = "train_peer"
+    measured = [result(peer, "studies_per_s/ours"), result(peer, "peak_anonymous_GiB/ours")]
+    assert agrees(rows["SmolLM2-135M, NF4"], measured)
+    (on_gpu,) = (row for row in table if row["base"] == "SmolLM2-135M, NF4")
+    seconds = result("iu_tokens", "configuration/seconds_of_training")
+    assert on_gpu["GPU time"] == f"{seconds.split(',')[0]} s (H200)"
     step = result("load_8b", "ours/step")
     assert agrees(rows["Llama 3.1 8B, NF4"], [step["seconds"], step["peak_anonymous_GiB"]])
 
