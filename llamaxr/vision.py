@@ -34,7 +34,8 @@ class Vision(nn.Module):
     def __init__(self, architecture: dict):
         super().__init__()
         net = DenseNet(**architecture, in_channels=1, n_classes=len(PATHOLOGIES))
-        self.net, self.n_channels, self.hash = net, net.classifier.in_features, ""
+        self.net, self.n_channels = net, net.classifier.in_features
+        self.architecture, self.hash = architecture, ""
         self.register_buffer("op_threshs", None)
 
     def features(self, radiographs: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
     python -m llamaxr.tools.vision_train --data sample --out cache/mine.safetensors
     python -m llamaxr.tools.vision_train --data iu_xray --root DIR --architecture densenet121 --out FILE
+    python -m llamaxr.tools.vision_train --data iu_xray --root DIR --start densenet121-res224-chex --out FILE
 
 This is for when no published weights are available, or none fit; `train.py --vision FILE` takes its output.
+With --start training goes on from other weights, which takes fewer studies than random ones.
 
 Besides the scores, the grid learns which finding is on which side: a linear layer reads that off the grid
 during training and is discarded afterwards. The soft tokens are made from the grid, and the scores never ask
@@ -23,16 +25,17 @@ from tqdm import tqdm
 
 from ..data.study import Study
 from ..errors import UserError
+from ..files.download import Progress
 from ..files.vision_weights import save_weights
 from ..metrics.findings import PATHOLOGIES_OF, find, locate
 from ..metrics.probes import auroc
 from ..radiograph import load_radiograph
 from ..runs.log import progress_bar
-from ..runs.options import DEVICE_HELP, DEVICES, option, parse
+from ..runs.options import DEVICE_HELP, DEVICES, option, parse, refuse_without_effect
 from ..runs.recipes import DATA, apply_recipe
 from ..runs.run import CACHE, load_studies, pick_device
 from ..runs.terminal import one_line_errors
-from ..runs.vision_zoo import TINY
+from ..runs.vision_zoo import TINY, load_vision
 from ..vision import DENSENET121, PATHOLOGIES, Vision
 
 ARCHITECTURES = {"tiny": TINY, "densenet121": DENSENET121}
@@ -176,7 +179,12 @@ def weights_to_save(vision: Vision) -> dict[str, Tensor]:
 class VisionTrainOptions:
     data: str = option("sample", "data set to learn from", choices=DATA)
     root: Path | None = option(None, "folder of the data set, where it needs one")
-    architecture: str = option("tiny", "size of the DenseNet", choices=tuple(ARCHITECTURES))
+    start: str | None = option(
+        None, "weights to start from: tiny, a published DenseNet's name, or a file (default: random)"
+    )
+    architecture: str = option(
+        "tiny", "size of the DenseNet, if it starts from random weights", choices=tuple(ARCHITECTURES)
+    )
     epochs: int = option(8, "passes over the train images", at_least=1, at_most=1000)
     batch: int = option(32, "images per step", at_least=2, at_most=4096)
     lr: float = option(3e-3, "AdamW's peak learning rate; 1e-3 suits densenet121", above=0, at_most=1)
@@ -187,11 +195,27 @@ class VisionTrainOptions:
     out: Path = option(CACHE / "vision.safetensors", "file to write: the weights of the best epoch on val")
 
 
+def starting_network(options: VisionTrainOptions, progress: Progress | None = None) -> Vision:
+    """The network that training starts from, its scores uncalibrated. UserError if it was not trained on
+    radiographs."""
+    if options.start is None:
+        return Vision(ARCHITECTURES[options.architecture])
+    vision = load_vision(options.start, cache=options.cache or CACHE, progress=progress, tell=tqdm.write)
+    if not vision.has_scores:
+        raise UserError(f"--start {options.start} has no scores; name a DenseNet trained on radiographs")
+    vision.op_threshs = None
+    return vision.requires_grad_(True)
+
+
 def main(argv: list[str] | None = None) -> None:
-    options, _ = parse(VisionTrainOptions, __doc__, argv, prog="python -m llamaxr.tools.vision_train")
+    options, extra = parse(VisionTrainOptions, __doc__, argv, prog="python -m llamaxr.tools.vision_train")
+    starts_at_random = (("architecture",), options.start is None, "random weights, that is, with --start")
+    refuse_without_effect(extra.given, [starts_at_random])
     device = pick_device(options.device)
     data = apply_recipe("ours", data=options.data, root=options.root, cache=options.cache)
+    torch.manual_seed(options.seed)
     with progress_bar() as progress:
+        vision = starting_network(options, progress).to(device, memory_format=torch.channels_last)
         studies = load_studies(data, tqdm.write, progress)
     train = [s for s in studies if s.split == "train"][: options.limit or None]
     val = [s for s in studies if s.split == "val"]
@@ -207,8 +231,6 @@ def main(argv: list[str] | None = None) -> None:
         pixels, study_of = load_pixels(train, bar.update)
         val_pixels, val_study_of = load_pixels(val, bar.update)
 
-    torch.manual_seed(options.seed)
-    vision = Vision(ARCHITECTURES[options.architecture]).to(device, memory_format=torch.channels_last)
     best = {"mean": -1.0}
 
     def validate() -> None:
@@ -221,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
             best.update(mean=mean, **aurocs)
             op_threshs = torch.where(labelled, 0.5, math.nan)  # 0.5 leaves the probability as it is
             tensors = {**weights_to_save(vision), "op_threshs": op_threshs}
-            save_weights(options.out, tensors, {"densenet": ARCHITECTURES[options.architecture]})
+            save_weights(options.out, tensors, {"densenet": vision.architecture})
 
     with tqdm(total=options.epochs * (len(pixels) // options.batch), desc="vision", unit="step") as bar:
 

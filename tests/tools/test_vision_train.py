@@ -9,7 +9,7 @@ from llamaxr.data.phantom import make_studies
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
 from llamaxr.metrics.findings import FINDINGS, PATHOLOGIES_OF
-from llamaxr.runs.vision_zoo import TINY, load_vision
+from llamaxr.runs.vision_zoo import TINY, ImageNetVision, load_vision
 from llamaxr.tools import vision_train
 from llamaxr.tools.vision_train import (
     MIN_EXAMPLES,
@@ -22,6 +22,8 @@ from llamaxr.tools.vision_train import (
     weights_to_save,
 )
 from llamaxr.vision import PATHOLOGIES, Vision
+
+SHORT = ["--epochs", "1", "--batch", "16", "--device", "cpu"]
 
 
 def study(report, findings=None):
@@ -103,7 +105,7 @@ def test_a_small_run_writes_weights_that_load_vision_takes(tmp_path, monkeypatch
     monkeypatch.setattr(vision_train, "load_studies", lambda *_, **__: studies)
     monkeypatch.setattr(vision_train, "MIN_EXAMPLES", 4)
     out = tmp_path / "new" / "mine.safetensors"
-    vision_train.main(["--epochs", "1", "--batch", "16", "--device", "cpu", "--out", str(out)])
+    vision_train.main([*SHORT, "--out", str(out)])
     assert "AUROC" in capsys.readouterr().out and [p.name for p in out.parent.iterdir()] == [out.name]
     vision = load_vision(out)
     scores = vision.scores(vision.features(torch.rand(1, 1, 224, 224) * 2048 - 1024))[0]
@@ -111,3 +113,23 @@ def test_a_small_run_writes_weights_that_load_vision_takes(tmp_path, monkeypatch
     assert scores[never] == 0.5 and (scores != 0.5).any()
     with pytest.raises(UserError, match="too few"):
         vision_train.main(["--limit", "2"])
+    vision_train.main(
+        [*SHORT, "--start", str(out), "--lr", "1e-9", "--out", str(tmp_path / "on.safetensors")]
+    )
+    before, after = (load_vision(path).net.classifier.weight for path in (out, tmp_path / "on.safetensors"))
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--start", "tiny", "--architecture", "tiny"], "--architecture has no effect"),
+    (["--start", "missing.safetensors"], "missing.safetensors"),
+])  # fmt: skip
+def test_a_start_that_cannot_be_is_refused_at_once(argv, message):
+    with pytest.raises(UserError, match=message):
+        vision_train.main(argv)
+
+
+def test_it_starts_from_radiographs_alone(monkeypatch):
+    monkeypatch.setattr(vision_train, "load_vision", lambda *_, **__: ImageNetVision("densenet121"))
+    with pytest.raises(UserError, match="trained on radiographs"):
+        vision_train.main(["--start", "densenet121-imagenet"])
