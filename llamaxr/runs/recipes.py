@@ -72,8 +72,8 @@ RECIPES: dict[str, dict] = {
         "grid": 4,  # 2 x 2 learns faster from large, simulated findings, and is level after five epochs
         "outline": True,  # docs/choices.md
         "outline_share": 0.2,
-        # On val reports keep 0.93 of their outlines' findings F1 with the weight, 0.86 without it, and macro
-        # F1 is 0.442 with the repetition, 0.386 without it (docs/results.md, "Chosen on val").
+        # On val reports keep 0.93 of their outlines' findings F1 with the weight, 0.86 without it. What the
+        # repetition is worth could not be told from one seed without it (docs/results.md, "Chosen on val").
         "finding_weight": 3.0,
         "repeat_rare": 0.3,
         "optimizer": "adamw",

@@ -209,7 +209,7 @@ def starting_network(options: VisionTrainOptions, progress: Progress | None = No
 
 def main(argv: list[str] | None = None) -> None:
     options, extra = parse(VisionTrainOptions, __doc__, argv, prog="python -m llamaxr.tools.vision_train")
-    starts_at_random = (("architecture",), options.start is None, "random weights, that is, with --start")
+    starts_at_random = (("architecture",), options.start is None, "random weights to start from")
     refuse_without_effect(extra.given, [starts_at_random])
     device = pick_device(options.device)
     data = apply_recipe("ours", data=options.data, root=options.root, cache=options.cache)
