@@ -1,7 +1,7 @@
 """The outline: one line of findings that the model writes before the report.
 
-    Findings: effusion left, nodule right upper.
-    There is a small left pleural effusion. A nodule is seen in the right upper lobe. ...
+    Findings: effusion bilateral, nodule right upper.
+    There are small bilateral pleural effusions. A nodule is seen in the right upper lobe. ...
 
 In: a report. Out: the report after a line of the findings that it asserts, each with its sides and zones, and
 the way back. Most words of a report are the same for every patient. A model lowers its loss by learning those
@@ -17,7 +17,8 @@ from ..metrics.findings import FINDINGS, locate, mentions
 OUTLINE = "Findings: "  # how every outline starts
 ZONES = {"upper": "upper", "mid": "mid", "middle": "mid", "lower": "lower", "base": "lower", "bases": "lower",
          "basilar": "lower", "bibasilar": "lower", "basal": "lower"}  # fmt: skip
-PLACES = {"left", "right", *ZONES.values()}
+BILATERAL = "bilateral"  # of "left right" a small language model tells the first word alone (docs/log.md)
+PLACES = {"left", "right", BILATERAL, *ZONES.values()}
 # "upper limits of normal", "upper abdomen" and "lower lung volumes" are no places in a lung.
 _ZONE = re.compile(rf"\b({'|'.join(ZONES)})\b(?! limits| abdom| lung vol| vol)")
 
@@ -26,7 +27,8 @@ _ZONE = re.compile(rf"\b({'|'.join(ZONES)})\b(?! limits| abdom| lung vol| vol)")
 def with_outline(report: str) -> str:
     """The report after its outline line, which names the findings in the order of FINDINGS, or "none"."""
     sides, zones = locate(report), find_zones(report)
-    named = [" ".join([name, *sorted(sides[name]), *zones[name]]) for name in FINDINGS if name in sides]
+    words = {name: [BILATERAL] if len(of_name) == 2 else [*of_name] for name, of_name in sides.items()}
+    named = [" ".join([name, *words[name], *zones[name]]) for name in FINDINGS if name in sides]
     return f"{OUTLINE}{', '.join(named) or 'none'}.\n{report}"
 
 
@@ -71,5 +73,6 @@ def read_places(line: str) -> dict[str, frozenset[str]]:
         n = sum(1 for _ in itertools.takewhile(PLACES.__contains__, reversed(words)))
         name = " ".join(words[: len(words) - n])
         if name in FINDINGS:
-            findings[name] = frozenset(words[len(words) - n :])
+            places = frozenset(words[len(words) - n :])
+            findings[name] = places - {BILATERAL} | {"left", "right"} if BILATERAL in places else places
     return findings

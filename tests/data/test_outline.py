@@ -16,6 +16,8 @@ from llamaxr.metrics.findings import FINDINGS
 def test_an_outline_names_what_the_report_asserts_with_its_place_and_nothing_denied():
     report = "Heart size is normal. Small left effusion and a right upper lobe nodule. No pneumothorax."
     assert with_outline(report) == f"Findings: effusion left, nodule right upper.\n{report}"
+    both = "Effusions on both sides. Atelectasis of the left base and of the right upper lobe."
+    assert with_outline(both) == f"Findings: effusion bilateral, atelectasis bilateral upper lower.\n{both}"
     assert with_outline("The lungs are clear.") == "Findings: none.\nThe lungs are clear."
 
 
@@ -41,12 +43,14 @@ def test_a_zone_belongs_to_the_finding_next_to_it_in_its_sentence(report, zones)
     assert {name: found[name] for name in zones} == zones and ("nodule" in found) == ("nodule" in zones)
 
 
-@pytest.mark.parametrize("sides", [(), ("left",), ("left", "right")])
+@pytest.mark.parametrize("word, sides", [
+    ("", set()), (" left", {"left"}), (" bilateral", {"left", "right"}), (" left right", {"left", "right"}),
+])  # fmt: skip
 @pytest.mark.parametrize("zones", [(), ("upper", "lower")])
-def test_an_outline_reads_back_as_the_findings_and_places_it_names(sides, zones):
-    line = ", ".join(" ".join([name, *sides, *zones]) for name in FINDINGS) + "."
-    assert read_outline(line) == dict.fromkeys(FINDINGS, frozenset(sides))
-    assert read_places(line) == dict.fromkeys(FINDINGS, frozenset(sides + zones))
+def test_an_outline_reads_back_as_the_findings_and_places_it_names(word, sides, zones):
+    line = ", ".join(" ".join([name + word, *zones]) for name in FINDINGS) + "."
+    assert read_outline(line) == dict.fromkeys(FINDINGS, sides)
+    assert read_places(line) == dict.fromkeys(FINDINGS, {*sides, *zones})
     assert read_outline("none.") == read_outline("") == read_outline("effusions left, le") == {}
 
 
