@@ -104,7 +104,8 @@ def template_reports(
     def tell(finding: str, sides: frozenset[str]) -> str:
         if sentences := told.get((finding, sides)):
             return sentences.most_common(1)[0][0]
-        return " ".join(["There is", *sorted(sides), finding]) + "."
+        side = ["bilateral"] if len(sides) == 2 else sides
+        return " ".join(["There is", *side, finding]) + "."
 
     def fits(sentence: str, outline: Mapping[str, frozenset[str]]) -> bool:
         share = everywhere[sentence] / max(len(train_reports), 1)

@@ -139,7 +139,7 @@ def test_a_template_tells_an_outline_in_training_sentences_and_drops_what_does_n
     train = [normal] * 5 + [large] * 3 + [fluid] * 2 + ["Cardiomegaly and nodule. The lungs are clear."]
     told = template_reports(
         [{}, {"cardiomegaly": none}, {"effusion": left}, {"cardiomegaly": none, "effusion": left},
-         {"nodule": none, "fracture": left}],
+         {"nodule": none, "fracture": left, "scar": left | {"right"}}],
         train, normal,
     )  # fmt: skip
     assert told[:3] == [
@@ -148,5 +148,6 @@ def test_a_template_tells_an_outline_in_training_sentences_and_drops_what_does_n
         "There is a left effusion. The heart is normal in size. The lungs are clear.",
     ]
     assert told[3] == "The heart is enlarged. There is a left effusion. The lungs are clear."
-    assert told[4].startswith("There is nodule. There is left fracture. ")  # no training sentence tells these
+    # No training sentence tells these.
+    assert told[4].startswith("There is nodule. There is left fracture. There is bilateral scar. ")
     assert template_reports([], [], "") == []
