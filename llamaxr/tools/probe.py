@@ -42,6 +42,7 @@ from ..runs.run import (
     load_studies,
     newest_run,
     pick_device,
+    training_splits,
 )
 from ..runs.terminal import one_line_errors
 from ..vision import PATHOLOGIES, StudyFeatures
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     columns = labelled_columns(vision)
     if columns and generated is not None:  # checked before minutes of work
         check_complete(evaluated, generated, reports_file)
-    model.projector.standardise(f.grids for f, _ in train[: trained.limit or None])  # as train.py does
+    model.projector.standardise(f.grids for f, _ in training_splits(trained, pairs)[0])  # as train.py does
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "studies": len(evaluated), "seed": options.seed}  # fmt: skip
     results = {"settings": settings, "features": probe_features(train, evaluated, columns)}
