@@ -36,6 +36,17 @@ IU_ROWS = {
     "random training report": ("iu_tokens", "random"),
     "best constant report": ("iu_tokens", "constant"),
 }
+# The same of runs with better features; one group of studies.
+BETTER_VISION_ROWS = {
+    "`tokens`": ("iu_tokens_better_vision", "system"),
+    "`tokens`, its outlines alone": ("iu_tokens_better_vision", "outline"),
+    "`tokens`, swapped": ("iu_tokens_better_vision", "swapped"),
+    "`tokens`, films of another style": ("iu_tokens_better_vision_other_style", "system"),
+    "nearest training image's report": ("iu_tokens_better_vision", "nearest"),
+    "nearest training image's report, films of another style": (
+        "iu_tokens_better_vision_other_style", "nearest"),
+    "best constant report": ("iu_tokens_better_vision", "constant"),
+}  # fmt: skip
 # README's row -> as above.
 README_IU_ROWS = {
     "recipe `ours`": ("iu_tokens", "system"),
@@ -127,9 +138,19 @@ def agrees(cell: str, values: list[float]) -> bool:
 
 def test_the_iu_x_ray_tables_are_the_results():
     of_rows, *found, of_seeds = tables(RESULTS_DOC, "Real reports, simulated images")
-    for (group, block), rows in zip(IU_TABLES, found, strict=True):
+    check_tables(IU_ROWS, IU_TABLES, found, of_seeds)
+    for row in of_rows:
+        configuration = result(row["file"].strip("`").removesuffix(".json"), "configuration")
+        assert row["seeds"] == ", ".join(map(str, configuration["seeds"]))
+    *found, of_seeds = tables(RESULTS_DOC, "With better features")
+    check_tables(BETTER_VISION_ROWS, IU_TABLES[:3], found, of_seeds)
+
+
+def check_tables(rows_of: dict, blocks: list, found: list, of_seeds: list) -> None:
+    """Tables of one group of studies and one kind of score each, and the one of each seed."""
+    for (group, block), rows in zip(blocks, found, strict=True):
         for row in rows:
-            name, system = IU_ROWS[row.pop("")]
+            name, system = rows_of[row.pop("")]
             scores = result(name, f"scores/{group}/{system}")
             for title, cell in row.items():
                 if title == "BLEU-1 to -4":
@@ -138,11 +159,8 @@ def test_the_iu_x_ray_tables_are_the_results():
                     value = scores[IU_COLUMNS[block][title]]
                     value = value[:1] if title in ("of", "distinct reports") else value
                     assert agrees(cell, value), (group, name, system, title)
-    for row in of_rows:
-        configuration = result(row["file"].strip("`").removesuffix(".json"), "configuration")
-        assert row["seeds"] == ", ".join(map(str, configuration["seeds"]))
     for row in of_seeds:
-        name, _ = IU_ROWS[row[""]]
+        name, _ = rows_of[row[""]]
         seeds = result(name, "configuration/seeds")
         run = result(name, f"seeds/{seeds.index(int(row['seed']))}")
         scores, outlines, ahead = run["scores"], run["outline"], run["ahead of nearest"]
@@ -207,10 +225,19 @@ def test_what_the_text_says_of_them_is_the_result():
     assert all(run["ahead of nearest"]["findings.micro_f1"][1] > 0 for run in result(tokens, "seeds"))
     f1 = lambda name, system: result(name, f"scores/all/{system}/findings.micro_f1/0")
     assert f"outlines alone have {f1(tokens, 'outline'):.3f}" in readme
+    better = [f1("iu_tokens_better_vision", system) for system in ("system", "nearest")]
+    assert "both gain and it is not ahead: {:.3f} and {:.3f}".format(*better) in readme
     assert f"falls to {f1(other, 'system'):.3f}" in readme and f"falls to {f1(other, 'system'):.3f}" in doc
     found = result(tokens, "critical")
     for system, words in (("outline", "the outlines name {} (and {}"), ("system", "the reports {} ({})"),
                           ("nearest", "the nearest reports {} ({})")):  # fmt: skip
+        assert words.format(found[system]["found"], found[system]["invented"]) in doc
+    found, ahead = (
+        result("iu_tokens_better_vision", x) for x in ("critical", "differences/nearest/findings.micro_f1")
+    )
+    assert f"the difference {interval(ahead)}" in doc and ahead[1] < 0 < ahead[2]
+    for system, words in (("system", "{} of 50 ({} invented)"), ("outline", "the outlines name {} ({})"),
+                          ("nearest", "the nearest reports {} ({}).")):  # fmt: skip
         assert words.format(found[system]["found"], found[system]["invented"]) in doc
     sample, iu_xray = (result("torchrun", f"{data}/efficiency") for data in ("sample", "iu_xray"))
     assert f"an efficiency of {sample:.2f} on the sample and {iu_xray:.2f} on SmolLM2" in doc
