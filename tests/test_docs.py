@@ -36,17 +36,10 @@ IU_ROWS = {
     "random training report": ("iu_tokens", "random"),
     "best constant report": ("iu_tokens", "constant"),
 }
-# The same of runs with better features; one group of studies.
+# The same of runs with better features, which have one recipe.
 BETTER_VISION_ROWS = {
-    "`tokens`": ("iu_tokens_better_vision", "system"),
-    "`tokens`, its outlines alone": ("iu_tokens_better_vision", "outline"),
-    "`tokens`, swapped": ("iu_tokens_better_vision", "swapped"),
-    "`tokens`, films of another style": ("iu_tokens_better_vision_other_style", "system"),
-    "nearest training image's report": ("iu_tokens_better_vision", "nearest"),
-    "nearest training image's report, films of another style": (
-        "iu_tokens_better_vision_other_style", "nearest"),
-    "best constant report": ("iu_tokens_better_vision", "constant"),
-}  # fmt: skip
+    row: ("iu_tokens_better_vision", system) for row, (name, system) in IU_ROWS.items() if name == "iu_tokens"
+}
 # README's row -> as above.
 README_IU_ROWS = {
     "recipe `ours`": ("iu_tokens", "system"),
