@@ -1,7 +1,8 @@
-"""Three questions that the scores leave open, as functions of arrays. tools/probe.py asks them of a run.
+"""Questions that the scores leave open, as functions of arrays. tools/probe.py asks them of a run.
 
 What do the frozen vision features contain? A linear probe (Alain and Bengio 2016): where the labelled
-findings cannot be read off the features linearly, the language model has little to work with. What did
+findings cannot be read off the features linearly, the language model has little to work with; where they can
+and its reports do not tell them, the language model has not learned to read the features. What did
 fine-tuning teach? The perplexity of true reports, separately on the words that name findings: learning the
 style lowers both parts; what the images of another study make worse again came from the images. Do reports
 follow the scores? How often a report asserts a finding whose score denies it.
@@ -17,8 +18,11 @@ from .findings import mentions
 PENALTIES = np.logspace(-4, 4, 17)  # times the mean eigenvalue: from almost no penalty to almost no fit
 
 
-def linear_probe(features: np.ndarray, present: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Fit classes to features (n, d), present (n, k) of 0 and 1; returns the scores (m, k) of queries (m, d).
+def linear_probe(
+    features: np.ndarray, present: np.ndarray, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit classes to features (n, d), present (n, k) of 0 and 1; returns the scores (m, k) of queries (m, d),
+    and those of the fitted studies (n, k), each as if it had been left out.
 
     Ridge regression on standardised features, w = (X'X + penalty I)^-1 X'y: only the order of the scores
     matters to an AUROC, and least squares order them as Fisher's discriminant does. Each class has the
@@ -32,14 +36,27 @@ def linear_probe(features: np.ndarray, present: np.ndarray, queries: np.ndarray)
     values, vectors = np.linalg.eigh(x.T @ x)  # (d,), (d, d)
     values, x = np.maximum(values, 0), x @ vectors  # in these axes X'X is diagonal
     xy = x.T @ y  # (d, k)
-    penalties, errors = PENALTIES * values.mean(), []
-    for penalty in penalties:
+    penalties = PENALTIES * values.mean()
+
+    def residuals(penalty: float) -> np.ndarray:  # (n, k), of studies left out
         shrink = 1 / (values + penalty)  # (d,)
         leverage = 1 / len(x) + x**2 @ shrink  # (n,), the mean's part included
-        left_out = (y - x @ (xy * shrink[:, None])) / (1 - leverage)[:, None]
-        errors.append((left_out**2).mean(0))
-    best = penalties[np.argmin(errors, axis=0)]  # (k,)
-    return (queries - mean) / std @ (vectors @ (xy / (values[:, None] + best)))
+        return (y - x @ (xy * shrink[:, None])) / (1 - leverage)[:, None]
+
+    best = np.argmin([(residuals(penalty) ** 2).mean(0) for penalty in penalties], axis=0)  # (k,)
+    left_out = np.empty_like(y)
+    for i in {*best.tolist()}:
+        left_out[:, best == i] = present[:, best == i] - residuals(penalties[i])[:, best == i]
+    weights = vectors @ (xy / (values[:, None] + penalties[best]))  # (d, k)
+    return (queries - mean) / std @ weights + present.mean(0), left_out
+
+
+def best_threshold(scores: np.ndarray, present: np.ndarray) -> float:
+    """The t for which scores >= t have the highest F1, all classes pooled. scores, present: (n, k)."""
+    order = np.argsort(-scores, axis=None)
+    right = np.cumsum(present.ravel()[order])  # among the 1, 2, ... highest scores
+    f1 = 2 * right / (np.arange(1, right.size + 1) + present.sum())
+    return float(scores.ravel()[order][np.argmax(f1)])
 
 
 def auroc(predicted: np.ndarray, present: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """What a run shows and logs: progress bars, JSONL files, the loss curve, and signals that stop it."""
 
+import itertools
 import json
 import math
 import os
@@ -116,11 +117,12 @@ def write_lines(path: Path, rows: list[dict]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict]:
-    """The objects of a JSONL file, each reduced to `keys`, whose values must be strings. With a single key, a
-    line may also be a bare string. UserError if the file cannot be read, or a line lacks a key."""
+def read_lines(path: Path, keys: tuple[str, ...], skip: int = 0) -> list[dict]:
+    """The objects of a JSONL file after its first `skip` lines, each reduced to `keys`, whose values must be
+    strings. With a single key, a line may also be a bare string. UserError if the file cannot be read, or a
+    line lacks a key."""
     rows = []
-    for number, row in read_json_lines(path, MAX_LOG):
+    for number, row in itertools.islice(read_json_lines(path, MAX_LOG), skip, None):
         row = {keys[0]: row} if isinstance(row, str) and len(keys) == 1 else row
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
             raise UserError(

@@ -2,13 +2,15 @@
 
     python -m llamaxr.tools.probe --run runs/NAME --split test        after python eval.py --run runs/NAME
 
-Three tables, printed and written to RUN/eval-SPLIT/probes.json (metrics/probes.py has the measures):
+Four tables, printed and written to RUN/eval-SPLIT/probes.json (metrics/probes.py has the measures):
 
 1. How well a linear layer, fitted on train, reads the findings off vision's frozen features. The findings are
    those that people indexed (Open-i's terms) or that were drawn; without either, those the reports assert.
 2. The perplexity of the split's true reports before and after fine-tuning, and with another study's images.
 3. How often reports assert a finding that vision's scores deny: eval.py's reports, the true ones, and
    eval.py's reports of other studies, which agree with the scores by chance only.
+4. Where findings are lost: the findings F1 of a linear layer on the features, of the outlines, and of the
+   reports.
 """
 
 import json
@@ -21,16 +23,17 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..data.outline import with_outline
+from ..data.outline import read_outline, with_outline
 from ..data.study import SPLITS, Study
 from ..errors import UserError
-from ..metrics import baselines, mesh, probes
+from ..metrics import agreement, baselines, mesh, probes
 from ..metrics.findings import CLASSES, FINDINGS, NO_FINDING, PATHOLOGIES_OF, find
 from ..model import LlamaXR
 from ..prompt import IGNORE
 from ..runs import checkpoint
 from ..runs.distributed import warn
 from ..runs.features import pooled_features
+from ..runs.log import read_lines
 from ..runs.options import DEVICE_HELP, DEVICES, from_json, option, parse
 from ..runs.other_systems import read_reports
 from ..runs.recipes import TrainOptions
@@ -51,6 +54,7 @@ from .vision_train import MIN_EXAMPLES
 Pair = tuple[StudyFeatures, Study]
 BASE, START = "base, no images", "start of the run"
 TUNED, SWAPPED = "fine-tuned", "fine-tuned, images swapped"
+LINEAR = "linear layer on features"
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,13 @@ def main(argv: list[str] | None = None) -> None:
     trained = replace(trained, root=options.root or trained.root)
     out = options.out or evaluation_folder(run, options.split)
     reports_file = options.reports or out / "reports.jsonl"
-    generated = None
+    outlines_file = reports_file.with_name("generated.jsonl")  # beside eval.py's reports
+    generated = outlines = None
     if options.reports or reports_file.is_file():
         generated = {row["id"]: row["generated"] for row in read_reports(reports_file, ("id", "generated"))}
+        if trained.outline and outlines_file.is_file():
+            rows = read_lines(outlines_file, ("id", "outline"), skip=1)  # the first has eval.py's settings
+            outlines = {row["id"]: row["outline"] for row in rows}
 
     vision, model = build(trained, device)  # LoRA and projector as they were before the first step
     model.eval()
@@ -94,8 +102,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(evaluated)} {options.split} and {len(train)} train studies are too few; raise --limit"
         )
     columns = labelled_columns(vision)
-    if columns and generated is not None:  # checked before minutes of work
-        check_complete(evaluated, generated, reports_file)
+    for texts, file in (generated, reports_file), (outlines, outlines_file):  # checked before minutes of work
+        if texts is not None:
+            check_complete(evaluated, texts, file)
     model.projector.standardise(f.grids for f, _ in training_splits(trained, pairs)[0])  # as train.py does
     settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
                 "studies": len(evaluated), "seed": options.seed}  # fmt: skip
@@ -108,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         warn(f"{reports_file} does not exist, so no reports are compared with the scores; run eval.py first")
     else:
         results["denied"] = probe_denials(evaluated, generated, columns, options)
+    results["lost"] = probe_losses(train, evaluated, generated, outlines)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "probes.json", results)
     print(json.dumps(results) if options.json else as_text(results))
@@ -128,7 +138,7 @@ def probe_features(train: Sequence[Pair], evaluated: Sequence[Pair], columns: di
     x, x_held_out = (
         np.stack([pooled_features(f) for f, _ in part]).astype(float) for part in (fitted, held_out)
     )
-    predicted = probes.linear_probe(x, labels.astype(float), x_held_out)
+    predicted, _ = probes.linear_probe(x, labels.astype(float), x_held_out)
     scores, rows = study_scores([f for f, _ in held_out]), {}
     for j, name in enumerate(names):
         if 0 < truth[:, j].sum() < len(truth):
@@ -255,6 +265,38 @@ def probe_denials(
     return {"below": options.below, "reports": rows}
 
 
+# 4. Where findings are lost
+
+
+def probe_losses(
+    train: Sequence[Pair],
+    evaluated: Sequence[Pair],
+    generated: dict[str, str] | None,
+    outlines: dict[str, str] | None,
+) -> dict:
+    """The findings F1, micro and macro, of three ways to tell what the true reports assert: a linear layer on
+    the features, fitted on train; the outlines; the reports.
+
+    The linear layer sees the mean of each view's places, so the features may hold more. It tells a finding
+    whose score reaches one threshold, the one with the best F1 on train with each study left out.
+    """
+    x, queries = (np.stack([pooled_features(f) for f, _ in p]).astype(float) for p in (train, evaluated))
+    present = np.array([[name in find(study.report) for name in FINDINGS] for _, study in train], float)
+    scores, left_out = probes.linear_probe(x, present, queries)
+    told = scores >= probes.best_threshold(left_out, present)
+    rows = {LINEAR: [{name for name, is_told in zip(FINDINGS, row, strict=True) if is_told} for row in told]}
+    if outlines is not None:
+        rows["outlines"] = [read_outline(outlines[study.id]) for _, study in evaluated]
+    if generated is not None:
+        rows["reports"] = [find(generated[study.id]) for _, study in evaluated]
+    truths = [find(study.report) for _, study in evaluated]
+    scored = {name: agreement.score(truths, predictions) for name, predictions in rows.items()}
+    return {
+        name: {key: [s[key], *s["intervals"][key]] for key in ("micro_f1", "macro_f1")}
+        for name, s in scored.items()
+    }
+
+
 # The tables for a terminal
 
 
@@ -276,9 +318,15 @@ def _lines(results: dict) -> Iterator[str]:
     yield f"{'':28s}{'all':>25s}{'naming findings':>25s}{'rest':>25s}"
     for name, row in part["readers"].items():
         yield f"{name:28s}" + "".join(f"{_cell(row[key], 2):>25s}" for key in ("all", "findings", "rest"))
-    if "denied" not in results:
-        return
-    part = results["denied"]
+    if part := results.get("denied"):
+        yield from _denied_lines(part)
+    yield "\n4. Findings F1, against what the true reports assert"
+    yield f"{'':28s}{'micro':>25s}{'macro':>25s}"
+    for name, row in results["lost"].items():
+        yield f"{name:28s}" + "".join(f"{_cell(value):>25s}" for value in row.values())
+
+
+def _denied_lines(part: dict) -> Iterator[str]:
     yield f"\n3. Findings asserted although their scores are below {part['below']}, of all asserted"
     yield f"{'':28s}" + "".join(f"{group:>31s}" for group in part["reports"])
     for name in part["reports"]["generated"]:

@@ -10,6 +10,7 @@ from llamaxr.metrics import probes
 from llamaxr.metrics.probes import (
     auroc,
     auroc_interval,
+    best_threshold,
     denials,
     linear_probe,
     names_a_finding,
@@ -31,15 +32,17 @@ def test_the_probe_is_ridge_regression_with_the_penalty_of_the_smallest_leave_on
     mean, std = x.mean(0), x.std(0)
     scaled, scaled_queries = (x - mean) / std, (queries - mean) / std
     penalties = probes.PENALTIES * np.linalg.eigvalsh(scaled.T @ scaled).mean()
-    got, chosen = linear_probe(x, present, queries), []
+    (got, got_left_out), chosen = linear_probe(x, present, queries), []
     for j in range(2):
-        y, errors = present[:, j], []
+        y, errors, all_left_out = present[:, j], [], []
         for penalty in penalties:
             rest = [np.arange(40) != i for i in range(40)]
             left_out = [ridge(scaled[r], y[r], scaled[~r], penalty)[0] for r in rest]
             errors.append(((y - left_out) ** 2).mean())
+            all_left_out.append(left_out)
         chosen.append(penalties[np.argmin(errors)])
-        assert got[:, j] + y.mean() == pytest.approx(ridge(scaled, y, scaled_queries, chosen[j]))
+        assert got[:, j] == pytest.approx(ridge(scaled, y, scaled_queries, chosen[j]))
+        assert got_left_out[:, j] == pytest.approx(all_left_out[np.argmin(errors)])
     assert chosen[0] < chosen[1]  # the noisy class needs the larger penalty: each class has its own
 
 
@@ -47,7 +50,7 @@ def test_the_probe_finds_a_signal_and_nothing_in_noise():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(400, 50))
     present = np.stack([x[:, 3] + x[:, 7] > 1, rng.random(400) < 0.3], axis=1).astype(float)
-    scores = linear_probe(x[:200], present[:200], x[200:])
+    scores, _ = linear_probe(x[:200], present[:200], x[200:])
     assert auroc(scores[:, 0], present[200:, 0]) > 0.9
     low, high = auroc_interval(scores[:, 1], present[200:, 1])[1:]
     assert low < 0.5 < high
@@ -56,8 +59,20 @@ def test_the_probe_finds_a_signal_and_nothing_in_noise():
 def test_a_constant_feature_and_more_features_than_studies_are_no_trouble():
     rng = np.random.default_rng(2)
     x = np.hstack([np.zeros((30, 1)), rng.normal(size=(30, 100))])
-    scores = linear_probe(x, (x[:, 1:2] > 0).astype(float), x)
+    scores, _ = linear_probe(x, (x[:, 1:2] > 0).astype(float), x)
     assert np.isfinite(scores).all() and auroc(scores[:, 0], x[:, 1] > 0) > 0.9
+
+
+def test_the_best_threshold_is_that_of_the_highest_pooled_f1():
+    rng = np.random.default_rng(3)
+    present = (rng.random((60, 4)) < 0.2).astype(float)
+    scores = present + rng.normal(size=present.shape)
+
+    def f1(threshold):
+        told = scores >= threshold
+        return 2 * (told * present).sum() / (told.sum() + present.sum())
+
+    assert f1(best_threshold(scores, present)) == max(f1(t) for t in scores.ravel())
 
 
 def test_auroc_is_the_share_of_pairs_in_the_right_order():

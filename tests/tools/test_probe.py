@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import train
+from llamaxr.data.outline import OUTLINE, outline_line, with_outline
 from llamaxr.data.study import Study
-from llamaxr.metrics.findings import find
+from llamaxr.metrics.findings import FINDINGS, find
 from llamaxr.runs.features import pooled_features
 from llamaxr.runs.terminal import one_line_errors
 from llamaxr.runs.vision_zoo import load_vision
@@ -87,6 +88,29 @@ def test_an_assertion_is_denied_where_its_scores_are_low(run, probed, capsys):
     assert (rows["pneumothorax"]["denied"], rows["pneumothorax"]["asserted"]) == (4, 4)  # no score reaches 1
     out = capsys.readouterr().out
     assert all(words in out for words in ("linear probe", probe.BASE, probe.SWAPPED, "4/4 1.000"))
+
+
+def test_findings_are_scored_by_features_outlines_and_reports(run, tmp_path, capsys):
+    test = [json.loads(line) for line in (run / "eval-test" / "reports.jsonl").read_text().splitlines()]
+    outlines = [{"id": row["id"], "outline": "", "generated": row["generated"]} for row in test]
+    for row, study in zip(outlines, test, strict=True):  # each true report's own outline
+        row["outline"] = outline_line(with_outline(study["reference"])).removeprefix(OUTLINE).strip()
+    (tmp_path / "reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    lines = "".join(json.dumps(row) + "\n" for row in [{"run": "settings"}, *outlines])
+    (tmp_path / "generated.jsonl").write_text(lines)
+    call(probe, "--run", run, "--device", "cpu", "--reports", tmp_path / "reports.jsonl", "--out", tmp_path)
+    lost = json.loads((tmp_path / "probes.json").read_text())["lost"]
+    assert list(lost) == [probe.LINEAR, "outlines", "reports"]
+    assert lost["outlines"]["micro_f1"] == lost["outlines"]["macro_f1"] == [1, 1, 1]
+    truths = [find(study["reference"]) & {*FINDINGS} for study in test]
+    n_true, n_right = sum(map(len, truths)), sum("pneumothorax" in t for t in truths)
+    assert lost["reports"]["micro_f1"][0] == pytest.approx(2 * n_right / (n_true + len(test)))
+    assert 0 < lost[probe.LINEAR]["micro_f1"][0] < 1
+    assert "4. Findings F1" in capsys.readouterr().out
+    (tmp_path / "generated.jsonl").write_text(lines[: lines.rindex("{")])  # eval.py was stopped
+    with pytest.raises(SystemExit):
+        call(probe, "--run", run, "--reports", tmp_path / "reports.jsonl", "--out", tmp_path)
+    assert "generated.jsonl lacks 1 studies" in capsys.readouterr().err
 
 
 def test_findings_come_from_drawings_or_index_terms_before_reports():
