@@ -137,6 +137,10 @@ def test_the_iu_x_ray_tables_are_the_results():
         assert row["seeds"] == ", ".join(map(str, configuration["seeds"]))
     *found, of_seeds = tables(RESULTS_DOC, "With better features")
     check_tables(BETTER_VISION_ROWS, IU_TABLES[:3], found, of_seeds)
+    (rows,) = tables(RESULTS_DOC, "Where findings are lost")
+    for row in rows:
+        scores = result("iu_lost", f"lost/{row['']}")
+        assert agrees(row["micro F1"], scores["micro_f1"]) and agrees(row["macro F1"], scores["macro_f1"])
 
 
 def check_tables(rows_of: dict, blocks: list, found: list, of_seeds: list) -> None:
