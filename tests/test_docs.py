@@ -139,7 +139,7 @@ def test_the_iu_x_ray_tables_are_the_results():
     check_tables(BETTER_VISION_ROWS, IU_TABLES[:3], found, of_seeds)
     (rows,) = tables(RESULTS_DOC, "Where findings are lost")
     for row in rows:
-        scores = result("iu_lost", f"lost/{row['']}")
+        scores = result("iu_lost", f"findings/{row['']}")
         assert agrees(row["micro F1"], scores["micro_f1"]) and agrees(row["macro F1"], scores["macro_f1"])
 
 

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         warn(f"{reports_file} does not exist, so no reports are compared with the scores; run eval.py first")
     else:
         results["denied"] = probe_denials(evaluated, generated, columns, options)
-    results["lost"] = probe_losses(train, evaluated, generated, outlines)
+    results["findings"] = probe_findings(train, evaluated, generated, outlines)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(out / "probes.json", results)
     print(json.dumps(results) if options.json else as_text(results))
@@ -268,20 +268,21 @@ def probe_denials(
 # 4. Where findings are lost
 
 
-def probe_losses(
+def probe_findings(
     train: Sequence[Pair],
     evaluated: Sequence[Pair],
     generated: dict[str, str] | None,
     outlines: dict[str, str] | None,
 ) -> dict:
     """The findings F1, micro and macro, of three ways to tell what the true reports assert: a linear layer on
-    the features, fitted on train; the outlines; the reports.
+    the features, fitted on train; the outlines; the reports. None where nothing is asserted.
 
     The linear layer sees the mean of each view's places, so the features may hold more. It tells a finding
     whose score reaches one threshold, the one with the best F1 on train with each study left out.
     """
     x, queries = (np.stack([pooled_features(f) for f, _ in p]).astype(float) for p in (train, evaluated))
-    present = np.array([[name in find(study.report) for name in FINDINGS] for _, study in train], float)
+    asserted = [find(study.report) for _, study in train]
+    present = np.array([[name in findings for name in FINDINGS] for findings in asserted], float)
     scores, left_out = probes.linear_probe(x, present, queries)
     told = scores >= probes.best_threshold(left_out, present)
     rows = {LINEAR: [{name for name, is_told in zip(FINDINGS, row, strict=True) if is_told} for row in told]}
@@ -322,8 +323,10 @@ def _lines(results: dict) -> Iterator[str]:
         yield from _denied_lines(part)
     yield "\n4. Findings F1, against what the true reports assert"
     yield f"{'':28s}{'micro':>25s}{'macro':>25s}"
-    for name, row in results["lost"].items():
-        yield f"{name:28s}" + "".join(f"{_cell(value):>25s}" for value in row.values())
+    for name, row in results["findings"].items():
+        yield f"{name:28s}" + "".join(
+            f"{_cell(f1) if f1[0] is not None else '-':>25s}" for f1 in row.values()
+        )
 
 
 def _denied_lines(part: dict) -> Iterator[str]:
@@ -335,8 +338,8 @@ def _denied_lines(part: dict) -> Iterator[str]:
         yield f"{name:28s}" + "".join(f"{cell:>31s}" for cell in cells)
 
 
-def _cell(value: list[float], digits: int = 3) -> str:
-    return "{:.{d}f} [{:.{d}f},{:.{d}f}]".format(*value, d=digits)
+def _cell(value: list[float | None], digits: int = 3) -> str:
+    return "-" if value[0] is None else "{:.{d}f} [{:.{d}f},{:.{d}f}]".format(*value, d=digits)
 
 
 if __name__ == "__main__":

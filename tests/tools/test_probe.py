@@ -99,7 +99,7 @@ def test_findings_are_scored_by_features_outlines_and_reports(run, tmp_path, cap
     lines = "".join(json.dumps(row) + "\n" for row in [{"run": "settings"}, *outlines])
     (tmp_path / "generated.jsonl").write_text(lines)
     call(probe, "--run", run, "--device", "cpu", "--reports", tmp_path / "reports.jsonl", "--out", tmp_path)
-    lost = json.loads((tmp_path / "probes.json").read_text())["lost"]
+    lost = json.loads((tmp_path / "probes.json").read_text())["findings"]
     assert list(lost) == [probe.LINEAR, "outlines", "reports"]
     assert lost["outlines"]["micro_f1"] == lost["outlines"]["macro_f1"] == [1, 1, 1]
     truths = [find(study["reference"]) & {*FINDINGS} for study in test]
@@ -111,6 +111,16 @@ def test_findings_are_scored_by_features_outlines_and_reports(run, tmp_path, cap
     with pytest.raises(SystemExit):
         call(probe, "--run", run, "--reports", tmp_path / "reports.jsonl", "--out", tmp_path)
     assert "generated.jsonl lacks 1 studies" in capsys.readouterr().err
+
+
+def test_where_nothing_is_asserted_there_is_no_f1():
+    features = StudyFeatures([0], torch.ones(1, 3, 2, 2), torch.zeros(1, 18))
+    effusion, clear = (
+        (features, Study("1", None, None, text, "train")) for text in ("Large effusion.", "Clear.")
+    )
+    rows = probe.probe_findings([effusion, clear, clear], [clear, clear], None, None)
+    assert rows == {probe.LINEAR: {"micro_f1": [None] * 3, "macro_f1": [None] * 3}}
+    assert probe._cell(rows[probe.LINEAR]["micro_f1"]) == "-"
 
 
 def test_findings_come_from_drawings_or_index_terms_before_reports():
