@@ -114,10 +114,9 @@ def test_findings_are_scored_by_features_outlines_and_reports(run, tmp_path, cap
 
 
 def test_where_nothing_is_asserted_there_is_no_f1():
-    features = StudyFeatures([0], torch.ones(1, 3, 2, 2), torch.zeros(1, 18))
-    effusion, clear = (
-        (features, Study("1", None, None, text, "train")) for text in ("Large effusion.", "Clear.")
-    )
+    features = lambda x: StudyFeatures([0], torch.full((1, 3, 2, 2), x), torch.zeros(1, 18))
+    effusion = features(1.0), Study("1", None, None, "Large effusion.", "train")
+    clear = features(0.0), Study("2", None, None, "Clear.", "train")
     rows = probe.probe_findings([effusion, clear, clear], [clear, clear], None, None)
     assert rows == {probe.LINEAR: {"micro_f1": [None] * 3, "macro_f1": [None] * 3}}
     assert probe._cell(rows[probe.LINEAR]["micro_f1"]) == "-"
