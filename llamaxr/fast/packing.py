@@ -65,9 +65,9 @@ class Packing:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of each row to itself: (1, n_heads, n, head_dim), as q. k and v have
         n_kv_heads."""
-        on_cpu = q.device.type == "cpu" and q.dtype == torch.float32 and not torch.compiler.is_compiling()
+        on_cpu = q.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_cpu and self.time <= SHORT:
-            return self.attend_row_by_row(q, k, v)
+            return self.attend_row_by_row(q.float(), k.float(), v.float()).to(q.dtype)
 
         def rows(x: Tensor) -> Tensor:
             """(1, heads, n, head_dim) -> (batch, heads, time, head_dim)"""
@@ -83,9 +83,10 @@ class Packing:
         return y.transpose(1, 2).flatten(0, 1).index_select(0, self.inverse).transpose(0, 1)[None]
 
     def attend_row_by_row(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same written out, softmax(q k^T / sqrt(head_dim) + mask) v, one row after the other. On a CPU
-        these whole matrix products are faster than the fused kernel's, which take 32 queries each. But all
-        scores are kept for the backward pass, so the rows must be short."""
+        """The same written out, softmax(q k^T / sqrt(head_dim) + mask) v in fp32, one row after the other. On
+        a CPU these whole matrix products are faster than the fused kernel's, which take 32 queries each, also
+        where the model computes in bf16. But all scores are kept for the backward pass, so the rows must be
+        short."""
         time, group, scale = self.time, q.shape[1] // k.shape[1], q.shape[-1] ** -0.5
         future = torch.full((time, time), -torch.inf).triu_(1)  # (time, time): no position sees a later one
         queries, keys, values = (x[0].split([self.shared, *self.sizes], dim=1) for x in (q, k, v))

@@ -116,7 +116,7 @@ def _attention(config: LlamaConfig, time: int, dtype: torch.dtype, plain: bool, 
     CUDA's fused kernels take grouped queries in 16 bits only, and a CPU's, in torch 2.8, none at all."""
     if cuda:
         return "whole" if dtype == torch.float32 else "fused"
-    if dtype == torch.float32 and not plain and time <= SHORT:
+    if not plain and time <= SHORT:
         return "rows"
     q, kv = (torch.empty(1, heads, 1, config.head_dim) for heads in (config.n_heads, config.n_kv_heads))
     choice = torch._fused_sdp_choice(q, kv, kv, enable_gqa=True)

@@ -114,12 +114,16 @@ def test_recomputing_changes_no_gradient_of_the_plain_blocks():
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize(("lengths", "shared"), [([6, 4, 9], 3), ([5, 8], 0), ([7], 6), ([70, 300], 41)])
-def test_attention_row_by_row_is_the_fused_kernels_its_gradients_too(lengths, shared, monkeypatch):
+def test_attention_row_by_row_is_the_fused_kernels_its_gradients_too(
+    lengths, shared, dtype, off, monkeypatch
+):
     packing, random = Packing.of(lengths, shared), torch.Generator().manual_seed(0)
     n = len(packing.positions)
-    q, k, v = (torch.randn(1, heads, n, 16, generator=random, requires_grad=True) for heads in (6, 2, 2))
-    grad, results, calls = torch.randn(1, 6, n, 16, generator=random), [], []
+    new = lambda heads: torch.randn(1, heads, n, 16, generator=random).to(dtype)
+    q, k, v = (new(heads).requires_grad_() for heads in (6, 2, 2))
+    grad, results, calls = new(6), [], []
     row_by_row = Packing.attend_row_by_row
     monkeypatch.setattr(Packing, "attend_row_by_row", lambda *args: calls.append(1) or row_by_row(*args))
     for short in (max(lengths), max(lengths) - 1):
@@ -128,7 +132,8 @@ def test_attention_row_by_row_is_the_fused_kernels_its_gradients_too(lengths, sh
         results.append((y, *torch.autograd.grad(y, (q, k, v), grad)))
     assert len(calls) == 1
     for by_row, fused in zip(*results, strict=True):
-        assert by_row.shape == fused.shape and torch.allclose(by_row, fused, atol=2e-5)
+        assert by_row.shape == fused.shape and by_row.dtype == fused.dtype == dtype
+        assert torch.allclose(by_row, fused, atol=off, rtol=off)
 
 
 def test_answers_alone_are_what_they_are_among_all_places():
