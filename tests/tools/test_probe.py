@@ -105,7 +105,12 @@ def test_findings_are_scored_by_features_outlines_and_reports(run, tmp_path, cap
     truths = [find(study["reference"]) & {*FINDINGS} for study in test]
     n_true, n_right = sum(map(len, truths)), sum("pneumothorax" in t for t in truths)
     assert lost["reports"]["micro_f1"][0] == pytest.approx(2 * n_right / (n_true + len(test)))
-    assert 0 < lost[probe.LINEAR]["micro_f1"][0] < 1
+    assert 0 < lost[probe.LINEAR]["micro_f1"][0] < 1 and "behind" not in lost[probe.LINEAR]
+    for above, below in (probe.LINEAR, "outlines"), ("outlines", "reports"):
+        value, low, high = lost[below]["behind"]
+        assert value == pytest.approx(lost[above]["micro_f1"][0] - lost[below]["micro_f1"][0])
+        assert low <= value <= high
+    assert lost["reports"]["behind"][1] > 0  # the outlines are right in each resample, one report cannot be
     assert "4. Findings F1" in capsys.readouterr().out
     (tmp_path / "generated.jsonl").write_text(lines[: lines.rindex("{")])  # eval.py was stopped
     with pytest.raises(SystemExit):
