@@ -32,7 +32,7 @@ from llamaxr.report_page import page as report_page  # the same results as one H
 from llamaxr.runs import checkpoint, distributed, features, log, other_systems, recipes, reports, unlike
 from llamaxr.runs import run as runs  # opens a run: its data, its vision network, its model
 from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse
-from llamaxr.runs.options import refuse_without_effect as refuse  # options in vain
+from llamaxr.runs.options import refuse_without_effect as refuse  # options that would do nothing
 from llamaxr.runs.terminal import one_line_errors
 
 EXTRA = {"--extra": {"action": "append", "default": [], "metavar": "NAME[=FILE]", "help": "anyone's score of "
@@ -65,10 +65,10 @@ class EvalOptions:
 
 def main(argv: list[str] | None = None) -> None:
     options, more = parse(EvalOptions, __doc__, argv, EXTRA)
-    of_run, of_file = options.score is None, options.score is not None
+    of_run = options.score is None
     refuse(more.given, [
         (("run", "split", "batch", "max_tokens", "device", "plain"), of_run, "a run; --score loads none"),
-        (("train_reports", "data"), of_file, "--score: a run knows its data set"),
+        (("train_reports", "data"), not of_run, "--score: a run knows its data set"),
         (("train_reports",), not options.data, "--score alone: --data has training reports"),
         (("root",), of_run or options.data, "--data or a run"), (("full",), not options.json, "a table"),
     ])  # fmt: skip
@@ -111,7 +111,7 @@ def prepare_run(options: EvalOptions) -> tuple:
     of val and of the nearest training images, the settings, the folder for results, views_of for the page."""
     run = options.run or runs.default_run()
     trained = runs.read_options(run)
-    checkpoint.last(run)  # none is refused now, and not after minutes; so is what references_of refuses
+    checkpoint.last(run)  # a run without one is refused now, not after minutes; references_of does the same
     distributed.init(runs.pick_device(options.device))
     with distributed.main_process_first():
         studies = runs.load_studies(replace(trained, root=options.root or trained.root), distributed.warn)

@@ -23,7 +23,7 @@ from llamaxr.runs import unlike  # is an image unlike the training images?
 from llamaxr.runs.distributed import warn  # a line on stderr
 from llamaxr.runs.features import study_features  # DenseNet's output for each study
 from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse
-from llamaxr.runs.options import refuse_without_effect as refuse  # options in vain
+from llamaxr.runs.options import refuse_without_effect as refuse  # options that would do nothing
 from llamaxr.runs.reports import print_stream, studies_of  # a report as it comes; images to studies
 from llamaxr.runs.run import default_run, open_run, prepare_for_generation  # a trained run, loaded
 from llamaxr.runs.terminal import one_line_errors
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     drawn = "model" if trained.data == "sample" else "vision network" if trained.vision == "tiny" else ""
     note = f"This {drawn} was trained on drawn images only. " if drawn else ""
     print(f"{about}\n{note}No output of this program is for clinical use.", file=sys.stderr)
-    unreadable = [] if options.each else None  # --each: the others are written, and these told
+    unreadable = [] if options.each else None  # --each: these get a warning, the others a report
     features = study_features(vision, studies, device, unreadable=unreadable)
     pairs = [(study, f) for study, f in zip(studies, features, strict=True) if f.views]
     likeness = unlike.judge(checkpoint, pairs, warn)  # warns of images of another kind

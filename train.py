@@ -13,17 +13,18 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from llamaxr.data.emphasis import batch_weights  # what tells a finding weighs more
+from llamaxr.data.emphasis import batch_weights  # sentences that assert a finding weigh more
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
 from llamaxr.fast.optimizer import adamw8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
-from llamaxr.runs import checkpoint, distributed, unlike  # distributed: torchrun
+from llamaxr.runs import checkpoint, distributed, unlike  # torchrun; images unlike the training images
 from llamaxr.runs import run as runs  # finds a run's folder, its data, its vision network, its model
 from llamaxr.runs.distributed import is_main_process, warn  # warn: a line on stderr
 from llamaxr.runs.log import catch_signals, check_finite, finish, open_log, progress_bar, write_line
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     """All steps of a run, or those that a resumed one still has to take."""
     if runs.is_finished(run, options):
-        return finish(run)  # it was killed just before
+        return finish(run)  # killed between its last checkpoint and here
     resumed = checkpoint.has_checkpoint(run)
     options, model, pairs = load_model_and_data(options, device)
     train, val = runs.training_splits(options, pairs)
@@ -72,11 +73,11 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     bar = tqdm(steps, "train", options.steps, initial=last_step, disable=not is_main_process())
     for step in bar:
         start = time.perf_counter()
-        batches = [collate(model, pairs, options, step) for pairs in pairs_of_step(train, step, options)]
+        batches = [collate(model, part, options, step) for part in pairs_of_step(train, step, options)]
         n_targets = distributed.all_reduce_sum(torch.tensor(sum(len(b.answers) for b in batches)))
         step_loss = torch.zeros((), device=device)  # this process's part of it
         for batch in batches:
-            loss = model.loss(batch)[0] / n_targets  # so that the sum is a mean over all report tokens
+            loss = model.loss(batch) / n_targets  # of all batches: their sum is the step's mean per token
             loss.backward()
             step_loss += loss.detach()
         distributed.all_reduce_gradients(trainable)
@@ -92,7 +93,7 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
         if validated := step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
         check_finite(line, run)
-        write_line(log, line)  # before the checkpoint: a run killed in between then lacks no line
+        write_line(log, line)  # before the checkpoint: a kill between the two then loses no line
         if validated and is_main_process():
             write_samples(run, line, model, val, options.n_samples, options.max_report_tokens)
         signal = distributed.all_reduce_max(max(signals, default=0))  # so that all stop at the same step
@@ -112,7 +113,7 @@ def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[Tr
     with progress_bar() as progress:
         with distributed.main_process_first():
             studies = runs.load_studies(options, warn, progress)
-        runs.training_splits(options, [(None, study) for study in studies])  # too few are told now
+        runs.training_splits(options, [(None, study) for study in studies])  # refuses too few now
         options = runs.with_base_commit(options)
         memory, recompute = runs.check_memory(options, studies, device)
         vision, model = runs.build(options, device, progress)
@@ -136,14 +137,13 @@ def pairs_of_step(train: list, step: int, options: TrainOptions) -> list[list]:
     number alone, so a resumed run gets the pairs that it would have had."""
     n = options.batch * options.accumulate
     places = [divmod(i, len(train)) for i in range((step - 1) * n, step * n)]  # (epoch, place in its order)
-    shuffle = lambda epoch: np.random.default_rng((options.seed, epoch)).permutation(len(train))
-    orders = {epoch: shuffle(epoch) for epoch in {epoch for epoch, _ in places}}
-    pairs = [train[orders[epoch][place]] for epoch, place in places]
+    order = cache(lambda epoch: np.random.default_rng((options.seed, epoch)).permutation(len(train)))
+    pairs = [train[order(epoch)[place]] for epoch, place in places]
     return [distributed.shard(pairs[i : i + options.batch]) for i in range(0, n, options.batch)]
 
 
 def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = math.inf) -> Batch:
-    """(features, study) pairs -> the batch to learn from at this step, on the model's device."""
+    """(features, study) pairs -> what this step learns from, on the model's device; no step: to validate."""
     features, texts = [f for f, _ in pairs], [study.report for _, study in pairs]
     outline_alone = options.outline and step <= options.outline_share * options.steps
     if options.outline:
@@ -156,21 +156,21 @@ def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = ma
 
 
 def schedule(step: int, options: TrainOptions) -> float:
-    """The learning rate at a step as a fraction of its peak: up over the warm-up, then linearly to 0."""
+    """The learning rate at a step as a fraction of its peak: up over the warm-up, then down, linearly."""
     warmup = round(options.warmup_share * options.steps)
     if step <= warmup:
         return step / warmup
-    return (options.steps - step + 1) / max(1, options.steps - warmup)
+    return (options.steps - step + 1) / (options.steps - warmup)
 
 
 @torch.inference_mode()
 def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
-    """Mean loss per report token over the validation studies, which the processes share."""
+    """Mean loss per report token of the val studies, which the processes share. No dropout: no eval()."""
     total, count = 0.0, 0
     for i in range(0, len(val), options.batch):
         if pairs := distributed.shard(val[i : i + options.batch]):
-            loss, n_targets = model.loss(collate(model, pairs, options))
-            total, count = total + loss.item(), count + n_targets.item()
+            batch = collate(model, pairs, options)
+            total, count = total + model.loss(batch).item(), count + len(batch.answers)
     total, count = distributed.all_reduce_sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     return total / count
 

@@ -83,8 +83,7 @@ def step(recipe: str, plain: bool, recompute: bool) -> dict:
         batch = model.join(rows, torch.zeros(len(views), 1024, 7, 7), views, False)
         for _ in range(2):
             for _ in range(options.accumulate):
-                loss, n_targets = model.loss(batch.to(device))
-                (loss / n_targets).backward()
+                (model.loss(batch.to(device)) / len(batch.answers)).backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.step()
             optimizer.zero_grad()

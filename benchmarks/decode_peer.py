@@ -38,7 +38,7 @@ from llamaxr.decoding import generate, stream
 from llamaxr.fast.generation import Fp16Linear
 from llamaxr.fast.nf4 import TiledNF4Linear
 from llamaxr.lora import LoRALinear, add_lora
-from llamaxr.model import LlamaXR
+from llamaxr.model import FILLER, LlamaXR
 from llamaxr.projector import Projector
 from llamaxr.prompt import SLOT, study_prompt
 from llamaxr.runs import checkpoint
@@ -167,7 +167,7 @@ def peer(base: Path, reports: list[str], dtype: torch.dtype) -> dict:
     model = PeftModel.from_pretrained(model, ADAPTER).eval()
     tokenizer = load_tokenizer(base)
     ids = torch.tensor(fill_prompts(tokenizer, reports))
-    greedy = {"do_sample": False, "pad_token_id": tokenizer.pad_id, "eos_token_id": list(tokenizer.eos_ids)}
+    greedy = {"do_sample": False, "pad_token_id": FILLER, "eos_token_id": list(tokenizer.eos_ids)}
     with torch.inference_mode():
         model.generate(input_ids=ids[:1], attention_mask=torch.ones_like(ids[:1]), max_new_tokens=4, **greedy)
         clock = TokenClock() if len(ids) == 1 else None

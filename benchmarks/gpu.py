@@ -115,8 +115,9 @@ def run_demo(device: str, dtype: str, plain: bool) -> tuple[Tensor, dict[str, Te
     texts = [" ".join(SENTENCES[: i + 1]) for i in range(5)]
     if not plain:
         fast.for_training(model)
-    loss, n_targets = model.train().loss(model.collate(studies, texts, 300).to(device))
-    (loss / n_targets).backward()
+    batch = model.train().collate(studies, texts, 300).to(device)
+    loss = model.loss(batch) / len(batch.answers)
+    loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if not plain:
         fast.for_generation(model)
@@ -125,7 +126,7 @@ def run_demo(device: str, dtype: str, plain: bool) -> tuple[Tensor, dict[str, Te
         x = model.embed(prompts)
         logits = model.llama.logits(model.llama.hidden(x, prompts.padding)[:, -1])
     write = partial(generate, model.llama, x, prompts.padding, model.tokenizer.eos_ids, 80)
-    return loss.detach() / n_targets, gradients, logits, write
+    return loss.detach(), gradients, logits, write
 
 
 def tests(sizes: Sizes) -> None:

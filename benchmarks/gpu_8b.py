@@ -155,8 +155,8 @@ def train_ours(
         form(model)
 
     def mean_loss(batch: Studies) -> Tensor:
-        loss, n_targets = model.loss(model.collate(*batch, 300).to("cuda"))
-        return loss / n_targets
+        batch = model.collate(*batch, 300).to("cuda")
+        return model.loss(batch) / len(batch.answers)
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     return train(sizes, rate, mean_loss, trainable, model, n_studies)

@@ -74,8 +74,7 @@ def measure(size: dict) -> dict:
 
     def step(n: int) -> None:
         batch = model.collate([study] * n, [report] * n, size["report"])
-        loss, n_targets = model.loss(batch)
-        (loss / n_targets).backward()
+        (model.loss(batch) / len(batch.answers)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -102,8 +102,8 @@ def ours(folder: Path) -> dict:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     batch = model.collate([study], [REPORT], 300)
     with Peak() as step:
-        loss, n_targets = model.loss(batch)
-        (loss / n_targets).backward()
+        loss = model.loss(batch) / len(batch.answers)
+        loss.backward()
         optimizer.step()
     del optimizer
     model.requires_grad_(False)
@@ -117,8 +117,8 @@ def ours(folder: Path) -> dict:
         "load": load.figures(),
         "step": step.figures(),
         "prompt": prompt.ids.shape[1],
-        "report": int(n_targets),
-        "loss": round((loss / n_targets).item(), 4),
+        "report": len(batch.answers),
+        "loss": round(loss.item(), 4),
         "generate_16": generation.figures(),
     }
 

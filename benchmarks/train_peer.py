@@ -97,8 +97,8 @@ def build_ours(base: Path, plain: bool = False) -> LlamaXR:
 
 
 def our_loss(model: LlamaXR, batch: list) -> torch.Tensor:
-    loss, n_targets = model.loss(model.collate(*map(list, zip(*batch, strict=True))))
-    return loss / n_targets
+    batch = model.collate(*map(list, zip(*batch, strict=True)))
+    return model.loss(batch) / len(batch.answers)
 
 
 def ours(base: Path, batches: list, plain: bool = False) -> dict:

@@ -2,7 +2,7 @@
 
 Keys and values of past positions do not change. So each step feeds one new token per row and finds the rest
 in the cache. `stream` is greedy or sampled and yields tokens as they come; `generate` runs it to its end;
-`beam_search` keeps several beginnings of each report and returns the most probable report.
+`beam_search` keeps several beginnings of each report and returns the one most probable per token.
 """
 
 from collections.abc import Iterator
@@ -68,10 +68,10 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
 
 
 def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """An index per row, each as often as its share of the row's sum: (batch, n) -> (batch,).
+    """An index per row, with a probability proportional to its entry: (batch, n) -> (batch,).
 
-    The largest p / E with E ~ Exp(1) is so distributed. torch.multinomial draws the same indices, but checks
-    the sums first, and on CUDA each check makes the CPU wait."""
+    argmax of p / E with E ~ Exp(1) has this distribution. torch.multinomial draws the same indices, but
+    checks the sums first, and on CUDA each check makes the CPU wait."""
     return (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
 
 
@@ -98,9 +98,9 @@ def beam_search(
 ) -> list[list[int]]:
     """For each row the report with the highest mean log-probability per token that the search finds.
 
-    x (batch, time, dim). At each step every beam offers its 2 * n_beams best continuations. The n_beams best
-    of all that have not ended go on; those that ended are stored with their score. A row is done when n_beams
-    reports have ended and no beam that goes on has a better score.
+    x (batch, time, dim). Each step looks at the 2 * n_beams best continuations of a row: those that end are
+    stored with their score, and the n_beams best of the others go on. A row is done when n_beams reports have
+    ended and no beam that goes on has a better score.
     """
     batch, time, _ = x.shape
     device, vocab = x.device, llama.config.vocab_size
@@ -129,7 +129,7 @@ def beam_search(
                     ended[row].append((score / step, texts[beam]))
                 elif len(active) < n_beams:
                     active.append((score, beam, token))
-            # Done, or fewer continuations than beams: fill up with beams that cannot win.
+            # Done, or fewer continuations than beams (several EOS ids): fill up with beams that cannot win.
             active += [(-torch.inf, row * n_beams, 0)] * (n_beams - len(active))
             ended[row] = sorted(ended[row], key=lambda e: -e[0])[:n_beams]
             going_on.append([g[0] for g in active])

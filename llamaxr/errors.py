@@ -1,8 +1,8 @@
 """The one error that the user can mend.
 
-Whatever is wrong with what the user gave (a file, an option, a folder) is raised as UserError where it
-enters. runs/terminal.py, which the scripts' `main` runs inside, turns it into one line on stderr and exit
-code 2.
+Whatever is wrong with the user's input (a file, an option, a folder) is raised as UserError where it enters.
+The scripts run `main` inside runs/terminal.py's one_line_errors, which prints it as one line on stderr and
+exits with code 2.
 """
 
 

@@ -6,7 +6,7 @@ frequencies: the slow ones are slowed further, which stretches 8,192 trained pos
 
 Module names are those of Hugging Face checkpoints (`layers.0.self_attn.q_proj`), so weights.py maps by name.
 
-Shapes: batch, time (new positions), n_keys = past + time, dim = n_heads * head_dim.
+Shapes: batch, time (new positions), n_keys = past + time, dim (in LLaMA's sizes n_heads * head_dim).
 """
 
 import functools
@@ -47,7 +47,7 @@ class LlamaConfig:
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, computed in fp32 whatever x is (Zhang and Sennrich 2019)."""
+    """y = x / sqrt(mean(x^2) + eps) * weight, normalised in fp32 whatever x is (Zhang and Sennrich 2019)."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -84,7 +84,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Hugging Face permutes q and k rows for it; Meta's own files pair (2i, 2i + 1) and must not be loaded here.
     x (batch, heads, time, head_dim); cos, sin (batch or 1, 1, time, head_dim / 2).
     """
-    a, b = x.float().chunk(2, dim=-1)  # fp32: at position 100,000 a bf16 angle is off by hundreds of radians
+    a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
@@ -131,7 +131,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, n_keys, head_dim)
         # is_causal, not a mask, is what CUDA's flash kernel takes. One new position has no future to hide.
-        causal = mask is None if time > 1 else False
+        causal = mask is None and time > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (batch, time, dim)
 
@@ -196,9 +196,10 @@ class Llama(nn.Module):
         past, time = cache.length if cache is not None else 0, x.shape[1]
         slots = torch.arange(past, past + time, device=x.device)  # (time,) places in the row, filler included
         positions = slots[None] if padding is None else (slots - padding[:, None]).clamp(min=0)
+        # In fp32: at position 100,000 a bf16 angle is off by hundreds of radians.
         angles = positions[:, None, :, None] * rope_frequencies(self.config, x.device)
         rope = angles.cos(), angles.sin()  # (batch or 1, 1, time, head_dim / 2)
-        # Without a mask, attention is causal from the first key on, or one new token sees all of the past.
+        # No mask: a row read from its start is plainly causal, and a single new token sees all of the past.
         unmasked = padding is None and (past == 0 or time == 1)
         mask = None if unmasked else attention_mask(slots, past + time, padding)
         for block in self.layers:

@@ -45,5 +45,5 @@ def add_lora(model: nn.Module, rank: int, lora_alpha: float, targets: tuple[str,
     model.requires_grad_(False)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if name in targets and not isinstance(parent, LoRALinear):
+            if name in targets:
                 setattr(parent, name, LoRALinear(child, rank, lora_alpha, device))

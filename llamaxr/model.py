@@ -19,6 +19,8 @@ from .prompt import IGNORE, SLOT, Example, study_prompt, with_report
 from .tokenizer import Tokenizer
 from .vision import PATHOLOGIES, StudyFeatures
 
+FILLER = 0  # any id does: filler has no target, and no position attends to it
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -28,7 +30,7 @@ class Batch:
     attention never reaches it) and at the left to generate (all reports then begin at the same place).
     grids (n, channels, 7, 7), views (n,): all views of the batch, in order.
     answers (n_targets,), slots (n_slots,): the positions with a target, and those of soft tokens in reading
-    order, as indices into ids.flatten(). A GPU that had to find them would make the CPU wait for the answer.
+    order, as indices into ids.flatten(). Found here, on the CPU: it would have to wait for a GPU's answer.
     padding (batch,): how much filler is at the left of each row; None where there is none.
     weights (n_targets,): how much each target counts in the loss; None where all count 1.
     """
@@ -43,7 +45,7 @@ class Batch:
     weights: Tensor | None = None
 
     def to(self, device) -> "Batch":
-        """A batch on the CPU, on another device. The CPU does not wait until it has arrived."""
+        """This batch, copied to a device. The CPU does not wait until the copy has arrived."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
 
@@ -89,7 +91,7 @@ class LlamaXR(nn.Module):
     def join(self, rows: list[Example], grids: Tensor, views: Tensor, pad_left: bool) -> Batch:
         """Rows of unequal length -> Batch."""
         time = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), time), self.tokenizer.pad_id)
+        ids = torch.full((len(rows), time), FILLER)
         targets = torch.full((len(rows), time), IGNORE)
         padding = torch.tensor([time - len(row.ids) for row in rows])
         for i, row in enumerate(rows):
@@ -110,8 +112,8 @@ class LlamaXR(nn.Module):
         soft_tokens = soft_tokens.flatten(0, 1).to(x.dtype)  # in reading order, as the slots are
         return x.flatten(0, 1).index_copy(0, batch.slots, soft_tokens).view(x.shape)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, weighted and summed over the report tokens of the batch, and how many there are.
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy, weighted and summed over the report tokens of the batch: ().
 
         The sum, not the mean: a caller that accumulates batches must divide by the tokens of all of them,
         or a token of a short batch would weigh more.
@@ -123,4 +125,4 @@ class LlamaXR(nn.Module):
         losses = F.cross_entropy(logits.float(), targets, reduction="none")  # (n_targets,)
         if batch.weights is not None:
             losses = losses * batch.weights
-        return losses.sum(), torch.tensor(len(targets))
+        return losses.sum()

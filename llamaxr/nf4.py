@@ -1,4 +1,4 @@
-"""A frozen linear layer in NF4: 4 bits per weight, exact around it (QLoRA, Dettmers et al. 2023).
+"""A frozen linear layer in NF4: weights in 4 bits, all else as usual (QLoRA, Dettmers et al. 2023).
 
 LLaMA 3.1 8B has 6.98 billion weights in its blocks' linears: 13 GiB in bf16, 3.4 GiB in NF4.
 
@@ -10,7 +10,7 @@ every level is then used about equally often. One level is exactly 0. Two 4-bit 
 Double quantisation. An fp32 absmax per block would cost 0.5 bit per weight. So the absmaxes, less their mean,
 are stored in 8 bits, with an fp32 scale per 256 of them: 4 + 8/64 + 32/(64*256) = 4.127 bits per weight.
 
-Quantising loses precision once, at loading: the base learns nothing. Dequantising is exact, so
+Quantising loses precision once, at loading: the base learns nothing. Dequantising repeats to the bit, so
 
     forward    y  = x W^T        W is dequantised, used and dropped
     backward   dx = dy W         W is dequantised again rather than kept in memory in between
@@ -35,7 +35,7 @@ LEVELS = torch.tensor([
 class NF4Linear(nn.Module):
     """y = x W^T with W frozen in NF4: (..., in_features) -> (..., out_features), in x's dtype.
 
-    packed: two codes per byte, (out * in / 2, 1). state: bitsandbytes' QuantState, with the absmaxes.
+    packed (out * in / 2, 1): two codes per byte. state: bitsandbytes' QuantState. In no state dict.
     """
 
     def __init__(self, packed: Tensor, state):
@@ -73,8 +73,8 @@ class NF4Linear(nn.Module):
 
 
 def dequantise(packed: Tensor, absmax: Tensor, code8: Tensor, scales: Tensor, offset: Tensor) -> Tensor:
-    """The formula: codes (n / 2,), absmaxes' codes (n / 64,), what these stand for (256,), their scales
-    (n / 64 / 256,), their mean () -> n weights."""
+    """The formula: n weights from packed (n / 2,), two codes per byte; absmax (n / 64,), in codes that stand
+    for code8 (256,), times scales (n / 64 / 256,), plus offset ()."""
     absmax = code8[absmax.int()] * scales.repeat_interleave(256)[: len(absmax)] + offset  # (n / 64,)
     codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten().int()  # (n,)
     return (LEVELS[codes].view(-1, BLOCK_SIZE) * absmax[:, None]).flatten()

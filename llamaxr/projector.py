@@ -24,8 +24,8 @@ class Projector(nn.Module):
     """Standardise, linear, GELU, linear, + an embedding for each (view, place).
 
     in_channels: features per place. dim: the language model's width. grid: places per side after pooling (7
-    keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. Soft
-    tokens start near it, since a frozen model makes nothing of inputs a hundred times too large.
+    keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. What is
+    projected starts near it, since a frozen model makes nothing of inputs a hundred times too large.
     """
 
     def __init__(self, in_channels: int, dim: int, grid: int = 7, n_views: int = 2, token_std: float = 1.0):
@@ -37,7 +37,7 @@ class Projector(nn.Module):
         self.fc2 = nn.Linear(dim, dim)
         row, column = torch.randn(n_views, grid, 1, dim), torch.randn(n_views, 1, grid, dim)
         self.place = nn.Parameter((row + column).flatten(1, 2) * token_std / 2)  # (n_views, n_tokens, dim)
-        # Inputs of std 1, fc1's default init and GELU give a std near 0.34. Undo it, then apply token_std.
+        # fc1's default init and GELU turn inputs of std 1 into a root mean square near 0.34. Undo that.
         nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
         nn.init.zeros_(self.fc2.bias)
 
@@ -48,8 +48,8 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def name_places(self, words: dict[str, Tensor]) -> None:
-        """Add to each place's vector the embeddings (dim,) of its words: upper, mid, lower, or two of them in
-        between, and in the frontal view left or right. The patient's right is at the left of the image."""
+        """Add to each place's vector twice the embeddings (dim,) of its words: upper, mid, lower, or a blend
+        of two, and in the frontal view left or right. The patient's right is at the left of the image."""
         middles = (torch.arange(self.grid) + 0.5) / self.grid  # of rows and columns, in [0, 1]
         thirds = torch.tensor([0.25, 0.45, 0.65])  # middles of the lungs' thirds in a frontal film's height
         share = (1 - (middles.clamp(0.25, 0.65)[:, None] - thirds).abs() / 0.2).clamp(min=0)  # (grid, 3)
@@ -65,7 +65,7 @@ class Projector(nn.Module):
         width). Called once, before training. Both are saved with the weights."""
         total, squares, n = 0.0, 0.0, 0
         for grids in studies:
-            x = self.pooled(grids.double())
+            x = self.pooled(grids.double())  # double: below, two large numbers are subtracted
             total, squares, n = total + x.sum((0, 1)), squares + x.square().sum((0, 1)), n + x[..., 0].numel()
         mean = total / n
         self.mean.copy_(mean)
@@ -79,5 +79,5 @@ class Projector(nn.Module):
     def forward(self, features: Tensor, view: Tensor) -> Tensor:
         """features (n, channels, height, width) and view (n,), indices in VIEWS -> (n, n_tokens, dim)."""
         x = (self.pooled(features) - self.mean) / self.std  # (n, n_tokens, channels)
-        place = self.place.index_select(0, view)  # self.place[view] has a gradient that adds up in any order
+        place = self.place.index_select(0, view)  # on a CPU place[view]'s gradient would add up in any order
         return self.fc2(F.gelu(self.fc1(x))) + place  # (n, n_tokens, dim)

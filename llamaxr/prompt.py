@@ -6,7 +6,7 @@
     Write the findings section of the radiology report for this chest radiograph study.
 
     ### Input:
-    frontal view: <49 soft tokens>            bridge "tokens", ours
+    frontal view: <grid x grid soft tokens>   bridge "tokens", ours: 16 with grid 4
     frontal view: 0.512, 0.034, ...           bridge "scores", the paper's (section 3): 18 numbers per view
                                               "both": the one, then the other
     ### Response:
@@ -67,7 +67,7 @@ def study_prompt(
         segments += [(f"{name} view: " + ", ".join(f"{s:.3f}" for s in row), 0) for name, row in rows]
     # The text is cut at the slots; what is between two slots is tokenised as one piece.
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    text, after = prompt_text("\0", instruction).split("\0")
+    text, after = prompt_text("\0", instruction).split("\0")  # before and after the input
     for i, (words, n_slots) in enumerate(segments):
         text += ("\n" if i else "") + words
         if n_slots:

@@ -20,7 +20,7 @@ import tiktoken
 
 from .files.byte_level import LLAMA3_WORDS, read_byte_level  # tokenizer.json in tiktoken's terms
 from .files.tokenizer_files import (  # the other two kinds, and the ids that config.json declares
-    eos_and_pad,
+    declared_eos,
     find_tokenizer,
     read_llama3,
     read_sentencepiece,
@@ -30,11 +30,8 @@ SPACE_RUN = re.compile(r"(\s{25000})")  # tiktoken's regex panics on much longer
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, and ids with a meaning: bos_id (or None), eos_ids, pad_id.
-
-    pad_id is never one of eos_ids: where the checkpoint pads with its end token, a model that learns to
-    ignore the one would learn to ignore the other.
-    """
+    """encode(text) -> ids, decode(ids) -> text, and the ids that begin and end a text: bos_id (or None),
+    eos_ids."""
 
     def __init__(
         self,
@@ -50,7 +47,7 @@ class Tokenizer:
         self.encode, self.pieces, self.control = encode, pieces, frozenset(control)
         self.leading_space = leading_space
         self.vocab_size = max([*pieces, *self.control]) + 1
-        self.bos_id, self.eos_ids, self.pad_id = bos_id, eos_ids, 0
+        self.bos_id, self.eos_ids = bos_id, eos_ids
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that a token stands for; none for a control token."""
@@ -63,7 +60,7 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, with the EOS and padding that config.json and the like declare.
+    """The tokenizer of a checkpoint folder, with the EOS that config.json and the like declare.
 
     Raises UserError, which names the file, where it is missing, damaged, of no known kind, or has rules that
     are not supported.
@@ -75,9 +72,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = _llama3_tokenizer(path, content)
     else:
         tokenizer = _sentencepiece_tokenizer(path, content)
-    tokenizer.eos_ids, tokenizer.pad_id = eos_and_pad(
-        folder, tokenizer.eos_ids, tokenizer.control, tokenizer.vocab_size
-    )
+    tokenizer.eos_ids = declared_eos(folder, tokenizer.eos_ids, tokenizer.vocab_size)
     return tokenizer
 
 
@@ -112,5 +107,5 @@ def _sentencepiece_tokenizer(path: Path, data: bytes) -> Tokenizer:
     # Halves of surrogate pairs, which JSON may hold, become U+FFFD, as in tiktoken.
     valid = lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     eos_ids = (sp.eos_id(),) if sp.eos_id() >= 0 else ()
-    leading_space = pieces[sp.encode("a")[0]].startswith(b" ")
+    leading_space = pieces[sp.encode("a")[0]].startswith(b" ")  # a few are made without it
     return Tokenizer(lambda text: sp.encode(valid(text)), pieces, control, bos_id, eos_ids, leading_space)

@@ -75,6 +75,6 @@ def extract_features(
     vision: Vision, radiographs: list[Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Radiographs, each (1, 224, 224) -> grids (n, n_channels, 7, 7) in fp16 and scores (n, 18) in fp32, both
-    on the CPU. Features are computed once and cached; fp16 is enough for them."""
+    on the CPU. They are computed once and cached; fp16 is enough for that. channels_last is faster."""
     grids = vision.features(torch.stack(radiographs).to(device, memory_format=torch.channels_last))
     return grids.half().contiguous().cpu(), vision.scores(grids).cpu()

@@ -76,7 +76,7 @@ def difference(a, b):
 
 def loss_and_gradients(model):
     batch = model.collate(STUDIES, TEXTS).to(model.projector.place.device)
-    loss = model.loss(batch)[0] / len(batch.answers)
+    loss = model.loss(batch) / len(batch.answers)
     return loss, torch.autograd.grad(loss, trainable(model))
 
 
@@ -241,7 +241,7 @@ def test_training_takes_the_memory_that_was_forecast(base):
         optimizer = torch.optim.AdamW(trainable(model))
         for _ in range(2):
             batch = model.collate(STUDIES, texts, 300).to("cuda")
-            (model.loss(batch)[0] / len(batch.answers)).backward()
+            (model.loss(batch) / len(batch.answers)).backward()
             optimizer.step()
             optimizer.zero_grad()
         prompts = [model.prompt(one) for one in STUDIES]
@@ -266,7 +266,7 @@ def test_a_step_waits_for_nothing(assemble, monkeypatch, plain, kind):
 
     def step():
         batch = model.collate(STUDIES, TEXTS).to("cuda")
-        loss = model.loss(batch)[0] / torch.tensor(len(batch.answers))
+        loss = model.loss(batch) / torch.tensor(len(batch.answers))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable(model), 1.0)
         optimizer.step()
@@ -315,7 +315,7 @@ def test_compiled_blocks_give_the_same_gradients_and_are_compiled_once(assemble,
     assert difference(loss_and_gradients(compiled)[1], loss_and_gradients(eager)[1]) < 0.15  # as bf16 above
     n_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     longer = compiled.collate(STUDIES, [f"{text} {REPORTS[0]}" for text in TEXTS]).to("cuda")
-    compiled.loss(longer)[0].backward()
+    compiled.loss(longer).backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == n_graphs
 
 

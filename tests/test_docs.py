@@ -215,6 +215,7 @@ def test_what_the_text_says_of_them_is_the_result():
     assert f"{share * named:.0f} of {named:.0f} sides right" in readme
     interval = lambda values: "{:.3f} [{:.3f}, {:.3f}]".format(*values)
     assert f"findings F1 of {interval(scores['findings.micro_f1'])}" in readme
+    assert f"{result('sample_demo', 'reports that err')} of 300 err" in readme
     tokens, other = "iu_tokens", "iu_tokens_other_style"
     cost, ahead = (result(tokens, f"differences/{x}/findings.micro_f1") for x in ("swapped", "nearest"))
     assert f"costs {interval(cost)} of its findings F1" in doc and f"costs {cost[0]:.3f}" in readme
@@ -261,7 +262,7 @@ def test_the_training_table_is_the_result():
     assert agrees(rows["SmolLM2-135M, NF4"], measured)
     (on_gpu,) = (row for row in table if row["base"] == "SmolLM2-135M, NF4")
     seconds = result("iu_tokens", "configuration/seconds_of_training")
-    assert on_gpu["GPU time"] == f"{seconds.split(',')[0]} s (H200)"
+    assert on_gpu["GPU time"] == f"{seconds.split(',')[0]} s (H200, 14 at once)"
     step = result("load_8b", "ours/step")
     assert agrees(rows["Llama 3.1 8B, NF4"], [step["seconds"], step["peak_anonymous_GiB"]])
 

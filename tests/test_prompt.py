@@ -72,10 +72,6 @@ def test_a_report_that_is_cut_does_not_end(tokenizer):
     assert len(cut.ids) == 5 and tokenizer.eos_ids[0] not in cut.ids
 
 
-def test_filler_is_never_the_end_token(tokenizer):
-    assert tokenizer.pad_id not in tokenizer.eos_ids
-
-
 def test_a_beginning_does_not_end(tokenizer):
     whole, part = (with_report(tokenizer, [3], REPORT, append_eos=ends) for ends in (True, False))
     assert part.ids == whole.ids[:-1] and tokenizer.eos_ids[0] not in part.ids

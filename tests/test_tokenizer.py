@@ -59,16 +59,6 @@ def test_a_text_begins_with_bos_only_where_the_post_processor_says_so(folder):
     assert load_tokenizer(folder).bos_id == 0
 
 
-@pytest.mark.parametrize("n_special", [1, 3])
-def test_filler_is_never_an_end_even_where_the_checkpoint_pads_with_it(folder, n_special):
-    for name in ("config.json", "generation_config.json"):
-        edit(folder / name, eos_token_id=0, pad_token_id=0)
-    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
-    edit(folder / "tokenizer.json", added_tokens=added[:n_special])
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer.eos_ids == (0,) and tokenizer.pad_id != 0
-
-
 def test_an_added_token_that_is_no_control_token_is_a_word_when_read_back(folder):
     """As <think> in DeepSeek's Llamas. In a text it is spelled out as other words are."""
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]

@@ -170,8 +170,7 @@ class PackedLlamaXR(LlamaXR):
         answers, slots = (targets[0] != IGNORE).nonzero()[:, 0], (ids[0] == SLOT).nonzero()[:, 0]
         return PackedBatch(ids, targets, grids, views, answers, slots, packing=packing)
 
-    def loss(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: PackedBatch) -> Tensor:
         hidden = self.llama.packed_hidden(self.embed(batch), batch.packing, batch.answers)  # (n_targets, dim)
         targets = batch.targets[0, batch.answers]  # (n_targets,)
-        loss = cross_entropy(hidden, targets, self.llama.head_weight, batch.weights)
-        return loss, torch.tensor(len(targets))
+        return cross_entropy(hidden, targets, self.llama.head_weight, batch.weights)

@@ -8,8 +8,6 @@ import base64
 import json
 import os
 import re
-from collections.abc import Collection
-from itertools import chain
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -94,26 +92,19 @@ def read_sentencepiece(
     return sp, pieces, control, sp.bos_id() if has_bos else None
 
 
-def eos_and_pad(
-    folder: Path, default_eos: tuple[int, ...], control: Collection[int], vocab_size: int
-) -> tuple[tuple[int, ...], int]:
-    """The ids that end a text and the id that fills up a batch, which is never one of the former.
-
-    Declared by config.json, and by generation_config.json, which lists all ends of a chat model. default_eos:
-    from the tokenizer's own file, for where neither declares one.
-    """
+def declared_eos(folder: Path, default: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+    """The ids that end a text: those in config.json, or in generation_config.json, which lists all ends of a
+    chat model. default: the tokenizer's own, for where neither declares one."""
     config: dict = {}
     for name in ("config.json", "generation_config.json"):
         config |= _read_json(folder / name) or {}
     eos = config.get("eos_token_id")
-    eos_ids = default_eos if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    eos_ids = default if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     n_ids = config.get("vocab_size") if type(config.get("vocab_size")) is int else vocab_size
     usable = lambda i: type(i) is int and 0 <= i < n_ids
-    candidates = chain([config.get("pad_token_id")], sorted(control), range(vocab_size))
-    pad_id = next((i for i in candidates if usable(i) and i not in eos_ids), None)
-    if not eos_ids or not all(map(usable, eos_ids)) or pad_id is None:
+    if not eos_ids or not all(map(usable, eos_ids)):
         raise UserError(f"{folder / 'config.json'} names no usable eos_token_id; add it")
-    return eos_ids, pad_id
+    return eos_ids
 
 
 def _has_sentencepiece_rules(spec: dict) -> bool:
