@@ -131,7 +131,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, n_keys, head_dim)
         # is_causal, not a mask, is what CUDA's flash kernel takes. One new position has no future to hide.
-        causal = mask is None and time > 1
+        causal = time > 1 and mask is None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (batch, time, dim)
 
