@@ -255,8 +255,7 @@ def collectives(tmp_path_factory):
 
 
 def check_collectives(folder, out, n):
-    lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]  # as torch 2.8's prints
-    assert lines == ["printed"]  # by rank 0 alone
+    assert out.count("printed") == 1  # by rank 0 alone; Gloo of torch 2.8 prints too, its lines interleaved
     for rank in range(n):
         value, ones = torch.load(folder / f"{rank}.pt"), float("1" * n)
         assert value["gradients"] == [[[ones] * 3] * 2, [2 * ones] * 4]
