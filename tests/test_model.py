@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from llamaxr import fast
 from llamaxr.lora import add_lora
-from llamaxr.model import LlamaXR
+from llamaxr.model import FILLER, LlamaXR
 from llamaxr.projector import Projector
 from llamaxr.prompt import IGNORE, SLOT
 from llamaxr.vision import StudyFeatures
@@ -52,6 +52,15 @@ def test_a_batch_knows_where_its_answers_and_soft_tokens_are(model, attach):
         assert batch.answers.tolist() == (batch.targets.flatten() != IGNORE).nonzero()[:, 0].tolist()
         assert batch.slots.tolist() == (batch.ids.flatten() == SLOT).nonzero()[:, 0].tolist()
         assert len(batch.slots) == 3 * model.projector.n_tokens
+
+
+@pytest.mark.parametrize("attach", [lambda model: None, fast.for_training])
+def test_an_end_is_learned_and_filler_is_not_even_where_both_have_one_id(model, attach):
+    attach(model)
+    model.tokenizer.eos_ids = (FILLER,)  # a checkpoint that pads with its end
+    batch = model.collate([study(1), study(2, views=(0,))], REPORTS)
+    assert len(batch.answers) == sum(len(model.tokenizer.encode(report)) + 1 for report in REPORTS)
+    assert (batch.targets == FILLER).sum() == len(REPORTS)
 
 
 def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):
