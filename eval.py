@@ -31,7 +31,7 @@ from llamaxr.metrics.findings import FINDINGS  # the classes that reports are la
 from llamaxr.report_page import page as report_page  # the same results as one HTML page
 from llamaxr.runs import checkpoint, distributed, features, log, other_systems, recipes, reports, unlike
 from llamaxr.runs import run as runs  # opens a run: its data, its vision network, its model
-from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse
+from llamaxr.runs.options import DEVICE_HELP, DEVICES, MAX_SEED, PLAIN_HELP, RUN_HELP, option, parse, to_json
 from llamaxr.runs.options import refuse_without_effect as refuse  # options that would do nothing
 from llamaxr.runs.terminal import one_line_errors
 
@@ -124,15 +124,16 @@ def prepare_run(options: EvalOptions) -> tuple:
         pairs = runs.load_features(trained, vision, studies, device, distributed.warn, bar.update)
     train, val, chosen, ids, evaluation = references_of(pairs, trained, options)
     out = options.out or runs.evaluation_folder(run, options.split)
-    settings = {"run": str(run), "checkpoint": step.name, "data": trained.data, "split": options.split,
+    settings = {"run": str(run), "checkpoint": step.folder.name, "data": trained.data, "split": options.split,
                 "seed": options.seed, "studies": len(chosen), "device": device.type,
                 "max_tokens": options.max_tokens, "plain": trained.plain, "vision": trained.vision,
                 "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked,
-                "unlike_training": unlike.share(step, [f for f, _ in chosen])}  # fmt: skip
+                "unlike_training": unlike.share(step.known, [f for f, _ in chosen])}  # fmt: skip
     if not trained.plain:
         runs.prepare_for_generation(model, device, options.batch, options.max_tokens)
-    file = out / "generated.jsonl"
-    generated = reports.generate_reports(model, chosen, options.batch, options.max_tokens, file, settings)
+    made_of = to_json(trained) | {"root": str(options.root or trained.root), "weights": step.sha256,
+               "split": options.split, "device": device.type}  # fmt: skip
+    generated = reports.generate_reports(model, chosen, options.batch, options.max_tokens, out, made_of)
     if not distributed.is_main_process():
         sys.exit()  # only the main process scores the reports
     outlines = [read_outline(outline) for outline, _ in generated] if trained.outline else None

@@ -59,14 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     if not trained.plain:
         rows = min(options.batch, len(studies)) * options.beams
         prepare_for_generation(model, device, rows, options.max_tokens)
-    about = f"{run} ({checkpoint.name}), base {trained.base}, vision {trained.vision}, {device}"
+    about = f"{run} ({checkpoint.folder.name}), base {trained.base}, vision {trained.vision}, {device}"
     drawn = "model" if trained.data == "sample" else "vision network" if trained.vision == "tiny" else ""
     note = f"This {drawn} was trained on drawn images only. " if drawn else ""
     print(f"{about}\n{note}No output of this program is for clinical use.", file=sys.stderr)
     unreadable = [] if options.each else None  # --each: these get a warning, the others a report
     features = study_features(vision, studies, device, unreadable=unreadable)
     pairs = [(study, f) for study, f in zip(studies, features, strict=True) if f.views]
-    likeness = unlike.judge(checkpoint, pairs, warn)  # warns of images of another kind
+    likeness = unlike.judge(checkpoint.known, pairs, warn)  # warns of images of another kind
     generator = torch.Generator(device).manual_seed(options.seed)
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "generator": generator}
     with torch.inference_mode():

@@ -67,7 +67,8 @@ def step(recipe: str, plain: bool, recompute: bool) -> dict:
     needs = memory.training_needs(
         LlamaConfig(), in_4_bits=True, dtype=compute_dtype(options, device), rank=options.rank,
         projector=(1024, options.grid), prompt=prompt, shared=PROMPTS[options.bridge][1], reports=reports,
-        recompute=recompute, plain=plain, cuda=True,
+        recompute=recompute, plain=plain, cuda=True, projector_learns=options.bridge != "scores",
+        moments=memory.MOMENTS[options.optimizer],
     )  # fmt: skip
     figures = {"free": free, "forecast": sum(needs.values()) - needs["program"]}
     try:

@@ -87,7 +87,7 @@ def photograph(i: int) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.2)))))
 
 
-def distances(checkpoint: Path, vision, device, films: list[tuple[int, np.ndarray]]) -> list[float]:
+def distances(known: unlike.Known, vision, device, films: list[tuple[int, np.ndarray]]) -> list[float]:
     """The distance of each (view, film) by itself, by way of a PNG file."""
     with tempfile.TemporaryDirectory() as folder:
         studies = []
@@ -95,7 +95,7 @@ def distances(checkpoint: Path, vision, device, films: list[tuple[int, np.ndarra
             path = Path(folder, f"{i}.png")
             Image.fromarray(np.ascontiguousarray(film)).save(path, compress_level=1)
             studies.append(Study(str(i), *((path, None) if view == 0 else (None, path)), "", "test"))
-        return unlike.distances(checkpoint, study_features(vision, studies, device))
+        return unlike.distances(known, study_features(vision, studies, device))
 
 
 def main() -> None:
@@ -108,8 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     trained, vision, model, checkpoint = open_run(args.run, "cpu")
     device = model.projector.place.device
-    if not (checkpoint / unlike.FILE).is_file():
-        sys.exit(f"error: {checkpoint} is older than {unlike.FILE}; train again")
+    if (known := checkpoint.known) is None:
+        sys.exit(f"error: {checkpoint.folder} is older than {unlike.FILE}; train again")
 
     films = [(view, film) for i in range(args.n) for view, film in enumerate(phantom(SEED, i)[1])]
     kinds = {name: [(view, change(film)) for view, film in films] for name, change in CHANGES.items()}
@@ -117,7 +117,7 @@ def main() -> None:
     kinds |= {"photographs": [(0, photograph(i)) for i in range(args.n)]}
     shares = {}
     for kind, images in kinds.items():
-        found = np.array(distances(checkpoint, vision, device, images))
+        found = np.array(distances(known, vision, device, images))
         by_view = {
             name: found[[v == view for v, _ in images]] for view, name in enumerate(("frontal", "lateral"))
         }
@@ -130,7 +130,7 @@ def main() -> None:
     real = {}
     for path in sorted(args.images.glob("*.png")) if args.images else ():
         studies = [Study("0", path, None, "", "test"), Study("1", None, path, "", "test")]
-        found = unlike.distances(checkpoint, study_features(vision, studies, device))
+        found = unlike.distances(known, study_features(vision, studies, device))
         real[path.name] = dict(zip(("as_frontal", "as_lateral"), found, strict=True))
         print(f"{path.name:24s} {real[path.name]}", flush=True)
 
@@ -140,7 +140,7 @@ def main() -> None:
     seconds = []
     for _ in range(21):
         start = time.perf_counter()
-        unlike.distances(checkpoint, features)
+        unlike.distances(known, features)
         seconds.append(time.perf_counter() - start)
     start = time.perf_counter()
     command = [sys.executable, "generate.py", "llamaxr/assets/example.png", "--run", args.run]

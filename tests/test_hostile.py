@@ -291,7 +291,7 @@ def of_checkpoint(name):
     def read(folder, file):
         vision, model = demo_parts()
         views = torch.zeros(2, vision.n_channels, 7, 7), torch.zeros(2, 18)
-        unlike.distances(checkpoint.load_last(folder, model), [StudyFeatures([0, 1], *views)])
+        unlike.distances(checkpoint.load_last(folder, model).known, [StudyFeatures([0, 1], *views)])
 
     return make, read
 

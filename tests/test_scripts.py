@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from llamaxr.files import tensors
 from llamaxr.runs import checkpoint, reports
@@ -272,6 +273,21 @@ def test_a_run_whose_data_and_base_have_moved_says_where_they_are(run, options, 
     assert config["root"] == str(moved) and config["base"] == "tiny" and metrics(stopped) == metrics(run)
 
 
+def test_a_run_on_another_machine_needs_neither_its_cache_nor_the_adapter_it_started_from(
+    run, tmp_path, images, capsys
+):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("loss.png"))
+    config = json.loads((copy / "config.json").read_text())
+    gone = {"cache": "/none/cache", "adapter": "/none/adapter"}
+    (copy / "config.json").write_text(json.dumps(config | gone))
+    call(generate, "--run", copy, images[0], "--max-tokens", 2)
+    call(train, "--resume", copy)
+    assert (copy / "loss.png").is_file()
+    (copy / "config.json").write_text(json.dumps(config | {"base": "/none/of/it"}))
+    line = refusal(capsys, generate, "--run", copy, images[0])
+    assert "/none/of/it" in line and f"write where it is now into {copy}/config.json" in line
+
+
 def test_the_paths_of_a_run_are_absolute_so_that_it_opens_from_any_folder(
     options, root, tmp_path, monkeypatch, capsys
 ):
@@ -507,10 +523,41 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(run, evaluated, tmp_path
     assert (tmp_path / "reports.jsonl").read_text() == (evaluated / "reports.jsonl").read_text()
 
 
+def test_a_signal_that_the_shell_ignores_stays_ignored():
+    """A script's `&` ignores Ctrl-C for its program."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        caught = train.catch_signals()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_other_settings_generated_is_generated_again(run, evaluated, tmp_path):
     shutil.copyfile(evaluated / "generated.jsonl", tmp_path / "generated.jsonl")
     call(evaluate, "--run", run, "--out", tmp_path, "--max-tokens", 5, "--limit", 6)
     assert json.loads((tmp_path / "generated.jsonl").read_text().splitlines()[0])["max_tokens"] == 5
+
+
+def test_what_other_weights_generated_is_generated_again(run, evaluated, tmp_path, monkeypatch):
+    other, out, calls = shutil.copytree(run, tmp_path / "run"), tmp_path / "out", []
+    out.mkdir()
+    shutil.copyfile(evaluated / "generated.jsonl", out / "generated.jsonl")
+    real = reports.generate
+    monkeypatch.setattr(reports, "generate", lambda *a, **k: calls.append(1) or real(*a, **k))
+    of_other = "--run", other, "--out", out, "--max-tokens", 20
+    call(evaluate, *of_other, "--limit", 6)
+    assert not calls  # the same weights, in another folder
+    call(evaluate, *of_other, "--limit", 2, "--seed", 1)  # which decide no report
+    call(evaluate, *of_other, "--limit", 6)
+    assert not calls
+    (file,) = other.glob("step-*/projector.safetensors")
+    tensors = load_file(file)
+    save_file(tensors | {"fc2.bias": tensors["fc2.bias"] + 1}, file)
+    call(evaluate, *of_other, "--limit", 6)
+    assert calls
 
 
 def test_anyones_reports_are_scored_in_the_same_table(evaluated, capsys, tmp_path):

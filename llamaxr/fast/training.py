@@ -52,10 +52,10 @@ def compile_blocks(llama: Llama) -> None:
 
 
 def _when_training(special: Callable, plain: Callable) -> Callable:
-    """The plain form stays where no gradient is wanted: generation compiles to a new shape for every
-    token."""
+    """The plain form stays where no gradient is wanted: generation compiles to a new shape for every token.
+    (Of the first block's input none is wanted with bridge "scores", but of its LoRA.)"""
 
     def forward(x: Tensor, *rest) -> Tensor:
-        return (special if x.requires_grad else plain)(x, *rest)
+        return (special if torch.is_grad_enabled() else plain)(x, *rest)
 
     return forward

@@ -7,6 +7,8 @@ itself). What comes has the SHA-256 that is known; where none is, that of the fi
 NAME.sha256, told, and held against every later one.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import os
@@ -17,7 +19,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import UserError
@@ -53,11 +55,40 @@ def download(
     """
     if not _is_safe(url, url):  # urllib would open file: too
         raise UserError(f"{url} is not an https address; give another")
-    if target.is_file():
-        if sha256:
-            _check_hash(target, target, sha256)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone_in(target.parent):
+            if not target.is_file():  # another process may have fetched it meanwhile
+                return _fetch(url, target, progress, sha256, tell, headers or {}, timeout, pause, tries)
+    if sha256:
+        _check_hash(target, target, sha256, "delete it and run the same command again")
+    return target
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process downloads into this folder: two would write to the same NAME.part."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that has no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch(
+    url: str,
+    target: Path,
+    progress: Progress | None,
+    sha256: str,
+    tell: Callable[[str], None],
+    headers: dict[str, str],
+    timeout: float,
+    pause: float,
+    tries: int,
+) -> Path:
+    """`download` of a file that is not there."""
     part = target.with_name(target.name + ".part")
     n_failed, reason = 0, ""
     while n_failed < tries:
@@ -65,14 +96,16 @@ def download(
             time.sleep(pause * 2 ** (n_failed - 1))
         before = part.stat().st_size if part.is_file() else 0
         try:
-            if _fetch_rest(url, part, target, progress, headers or {}, timeout):
+            if _fetch_rest(url, part, target, progress, headers, timeout):
                 break
             reason = "the connection ended early, or brought more than it stated"
         except urllib.error.HTTPError as error:
             if 400 <= error.code < 500 and error.code not in (408, 416, 429):
                 raise _by_hand(url, target, f"the server answers {error.code} {error.reason}") from None
             reason = f"the server answers {error.code}"
-            if error.code == 416:  # .part is not a beginning of the file: start again
+            if error.code == 416:  # .part is all of the file, or no beginning of it: start again
+                if error.headers.get("Content-Range") == f"bytes */{before}":
+                    break
                 part.unlink(missing_ok=True)
         except TimeoutError:
             reason = f"no answer for {timeout:g} seconds"
@@ -83,8 +116,11 @@ def download(
     else:
         raise _by_hand(url, target, reason)
     record = target.with_name(f"{target.name}.sha256")
-    known = sha256 or (record.read_text("ascii", "replace")[:64] if record.is_file() else "")
-    digest = _check_hash(part, target, known)
+    known, remedy = sha256, "run the same command again"
+    if not known and record.is_file():
+        known = record.read_text("ascii", "replace")[:64]
+        remedy += f", or, if the change is meant, delete {record.name} first"
+    digest = _check_hash(part, target, known, remedy)
     if not known:
         record.write_text(f"{digest}  {target.name}\n")  # in sha256sum's form
         tell(f"{target.name} has SHA-256 {digest}; it is kept in {record.name}, and a change will be refused")
@@ -92,16 +128,16 @@ def download(
     return target
 
 
-def _check_hash(path: Path, target: Path, known: str) -> str:
-    """The SHA-256 of a file. UserError, and the file is deleted, unless it begins with the known digits."""
+def _check_hash(path: Path, target: Path, known: str, remedy: str) -> str:
+    """The SHA-256 of a file. UserError unless it begins with the known digits; what is not yet the target is
+    then deleted."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(known):
         if path != target:
             path.unlink()
         raise UserError(
-            f"{target} is not the file that is expected: its SHA-256 is {digest}, not {known}; delete it and "
-            f"run the same command again, or, if the change is meant, delete {target.name}.sha256"
+            f"{target} is not the file that is expected: its SHA-256 is {digest}, not {known}; {remedy}"
         )
     return digest
 

@@ -203,6 +203,7 @@ def _read_dicom(path: Path, head: bytes, check_size) -> tuple[np.ndarray, float]
             DeflatedExplicitVRLittleEndian,
             ExplicitVRLittleEndian,
             ImplicitVRLittleEndian,
+            RLELossless,
         )
     except ImportError:
         raise UserError(
@@ -212,15 +213,17 @@ def _read_dicom(path: Path, head: bytes, check_size) -> tuple[np.ndarray, float]
     data = path.read_bytes()
     if head[128:132] != b"DICM":
         data = bytes(128) + b"DICM" + data.removeprefix(b"DICM")
-    # In a deflated file even the header is compressed: its size is unknown until all of it is unpacked.
+    # How much deflated or run-length encoded bytes unpack to is unknown until all of it is unpacked.
     meta = pydicom.filereader.read_dataset(
         io.BytesIO(data[132 : 2**20]), False, True, stop_when=lambda tag, *_: tag.group != 2
     )
     syntax = meta.get("TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian or syntax and not _has_decoder(get_decoder, syntax):
+    unbounded = syntax in (DeflatedExplicitVRLittleEndian, RLELossless)
+    if unbounded or syntax and not _has_decoder(get_decoder, syntax):
+        plug_in = "" if unbounded else ", or pip install pylibjpeg[all]"
         raise UserError(
             f"radiograph {path} is compressed as {short(syntax.name)}, which is not supported: "
-            "decompress it (gdcmconv --raw), or pip install pylibjpeg[all]"
+            f"decompress it (gdcmconv --raw){plug_in}"
         )
     dicom = pydicom.dcmread(io.BytesIO(data))
     del data
@@ -291,6 +294,7 @@ def _counted(stored: np.ndarray, dicom) -> np.ndarray:
             draw.rectangle((left, top, right, bottom), fill=1)
     elif "CIRCULAR" in shape:
         (y, x), r = dicom.CenterOfCircularShutter, dicom.RadiusOfCircularShutter
+        r = min(r, 2**16)  # PIL draws one of a million pixels for minutes
         draw.ellipse((x - 1 - r, y - 1 - r, x - 1 + r, y - 1 + r), fill=1)
     elif "POLYGONAL" in shape:
         points = [n - 1 for n in dicom.VerticesOfThePolygonalShutter]

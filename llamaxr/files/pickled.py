@@ -36,6 +36,7 @@ from .text import short
 MAX_FILE = 2**30  # bytes; the largest known here, a ViT-B/16, has 346 MB
 MAX_OPCODES = 1_000_000  # DenseNet-121 takes 60,000; each costs at most a few hundred bytes
 MAX_TENSORS = 10_000
+MAX_PARTS = 4 * MAX_TENSORS  # of a network: its layers, and their tensors
 MAX_NAME = 500  # characters of a tensor's name; also ends a network that contains itself
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # first two pickles of the older format
 
@@ -149,6 +150,8 @@ def _open_legacy(data: mmap.mmap) -> tuple[object, Read]:
         raise ValueError("not a file of torch.save")
     offsets, position = {}, data.tell()
     for key in keys:
+        if type(key) is not str or key not in storages:
+            raise ValueError("it stores numbers that it does not declare")
         (numel,) = struct.unpack_from("<q", data, position)
         offsets[key] = position + 8
         position += 8 + numel * storages[key].dtype.itemsize
@@ -244,9 +247,10 @@ def _name(argument: str) -> Name:
 
 
 def _pairs(pairs: Iterable) -> Iterator[tuple[str | int, object]]:
-    """Items of a dict. A key must be a text or a number: hashing a nested tuple can take for ever."""
+    """Items of a dict. A key must be a text or a small number: hashing a nested tuple can take for ever, and
+    large numbers can be chosen to have the same hash."""
     for key, value in pairs:
-        if type(key) not in (str, int):
+        if not (type(key) is str or type(key) is int and abs(key) < 2**31):
             raise ValueError("a dict whose keys are no texts")
         yield key, value
 
@@ -269,16 +273,19 @@ def _named_calls(root: object) -> Iterator[tuple[str, object]]:
     if isinstance(root, dict):
         yield from ((str(name), call) for name, call in root.items())
         return
-    todo, layers = [("", root)], 1
+    todo, n_parts = [("", root)], 1
     while todo:
         prefix, module = todo.pop()
         if not isinstance(module, Call) or not isinstance(module.state, dict):
             raise ValueError(f"{prefix[:40] or 'what it holds'!r} is no network")
-        tensors = module.state["_parameters"] | module.state["_buffers"]
+        groups = [module.state[key] for key in ("_parameters", "_buffers", "_modules")]
+        n_parts += sum(map(len, groups))  # also those that are None: many layers may share one large dict
+        if n_parts > MAX_PARTS:
+            raise ValueError("a network with too many layers")
+        tensors = groups[0] | groups[1]
         yield from ((f"{prefix}{name}", call) for name, call in tensors.items() if call is not None)
-        for name, child in module.state["_modules"].items():
-            layers += 1
-            if len(prefix) + len(name) > MAX_NAME or layers > MAX_TENSORS:
+        for name, child in groups[2].items():
+            if len(prefix) + len(name) > MAX_NAME:
                 raise ValueError("a network within itself, or with too many layers")
             todo.append((f"{prefix}{name}.", child))
 

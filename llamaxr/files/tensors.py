@@ -16,6 +16,9 @@ from torch import Tensor
 from ..errors import UserError
 from .text import complete_or_absent, short
 
+FLOATS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
+)  # fmt: skip
 MAX_HEADER = 2**20  # bytes; a 70B in NF4 and in one file has half of it, a published file a tenth
 
 
@@ -63,7 +66,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def check_finite(path: Path, name: str, tensor: Tensor, remedy: str = "fetch it again") -> None:
-    """UserError, which names the tensor, where it holds NaN or an infinity."""
+    """UserError, which names the tensor, where it holds NaN, an infinity, or numbers of a type for which
+    that cannot be told."""
+    if tensor.is_complex() or tensor.is_floating_point() and tensor.dtype not in FLOATS:
+        raise UserError(f"{path}: {short(name)} has the type {tensor.dtype}, which no model has; {remedy}")
     if tensor.is_floating_point() and tensor.numel():
         if tensor.dtype.itemsize < 2:
             tensor = tensor.float()

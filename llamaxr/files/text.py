@@ -87,7 +87,7 @@ def parse_json(text: str | bytes) -> object:
         level = _containers(child for v in level for child in (v.values() if isinstance(v, dict) else v))
     if SURROGATE.search(text):
         plain = json.dumps(value, ensure_ascii=False)
-        value = json.loads(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        value = _DECODER.decode(plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     return value
 
 

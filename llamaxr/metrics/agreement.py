@@ -52,7 +52,8 @@ def outcomes(truth: Findings, predicted: Findings, classes: Sequence[str] = FIND
 
 
 def is_normal(findings: Findings) -> bool:
-    """Whether there is no finding at all (OTHER counts as one), or a labeller says NO_FINDING itself."""
+    """Whether there is no finding at all, or a labeller says NO_FINDING itself. OTHER counts as a finding,
+    where the caller has not left it out (table.py does)."""
     return not findings or NO_FINDING in findings
 
 

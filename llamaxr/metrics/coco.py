@@ -35,7 +35,7 @@ _LISTS = (
     + [(f". {n}. ", ". ") for n in "2345"]
     + [(f" {n}. ", ". ") for n in "2345"]
 )
-# Removes all ASCII punctuation but the hyphen. `clean` puts a full stop back between sentences.
+# Removes most ASCII punctuation, but no hyphen. `clean` puts a full stop back between sentences.
 _MARKS = str.maketrans("", "", ".,?;*!%^&_+():<=>@[]{}\"/\\'")
 
 

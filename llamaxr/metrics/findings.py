@@ -75,7 +75,7 @@ RULES: dict[str, str] = {
         "pigtail, staple, coil., coils., clip, suture, ett., ngt., ppm., ogt., cvc., cvl., "
         "jugular ... line, ij line, rij., lij., subclavian ... line, femoral line, swan, dobb, dobhoff, "
         "drain., hardware, fixation, anchor, screw, rods.",
-    # Findings of no class. A report that asserts one is still not a report of "no finding".
+    # Findings of no class. To `find`, a report that asserts one is not a report of "no finding".
     "other":
         "hernia, tortuo, ectatic, ectasia, unfold, aneurysm, hypoinflat, hypoventilat, low lung volume, "
         "low volume, volume ... low., volume loss, crowding, emphysema, copd, chronic obstructive, bulla, "
@@ -295,7 +295,7 @@ _REPLACED = ((re.compile(_any_of(NOT_DENIALS)), "of"), (re.compile(_any_of(NOT_E
              (re.compile(r"\bnot normal in size\b"), "enlarged"))  # fmt: skip
 # "1.2 cm", "vs." and "Lt." do not end a sentence, a blank line does
 _SENTENCE = re.compile(
-    r"(?:[^;!?.\n]|\?(?!\s+[A-Z])|(?<=\d)\.(?=\d)|(?<=\b(?:vs|[lrLR]t))\.|\n(?!\s*\n))+\??")
+    r"(?:[^;!?.\n]|\?(?!\s+[A-Z])|(?<=\d)\.(?=\d)|(?<=\b(?:vs|[lrLR]t))\.|\n(?![^\S\n]*\n))+\??")
 # one character to one, which str.lower does not guarantee
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ\n\t\r", "abcdefghijklmnopqrstuvwxyz   ")
 # the right atrium is not a side

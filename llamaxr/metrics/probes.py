@@ -56,7 +56,9 @@ def best_threshold(scores: np.ndarray, present: np.ndarray) -> float:
     order = np.argsort(-scores, axis=None)
     right = np.cumsum(present.ravel()[order])  # among the 1, 2, ... highest scores
     f1 = 2 * right / (np.arange(1, right.size + 1) + present.sum())
-    return float(scores.ravel()[order][np.argmax(f1)])
+    scores = scores.ravel()[order]
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # a threshold cannot part equal scores
+    return float(scores[np.argmax(f1)])
 
 
 def auroc(predicted: np.ndarray, present: np.ndarray) -> float:

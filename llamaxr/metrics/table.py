@@ -243,7 +243,7 @@ def spread(blocks: list[dict]) -> dict:
     for block in (*BLOCKS, EXTRA):
         of = [b[block] for b in blocks if block in b]  # extra scores may be those of the first order alone
         if block != "reports" and of:
-            values = {name: [b[name][0] for b in of if b[name] is not None] for name in of[0]}
+            values = {name: [b[name][0] for b in of if b.get(name) is not None] for name in of[0]}
             result[block] = {n: [sum(v) / len(v), min(v), max(v)] if v else None for n, v in values.items()}
     return result
 
@@ -303,7 +303,8 @@ def titles(compat: bool = False) -> dict[str, str]:
 
 def true_findings(reference: str, findings: frozenset[str] | None = None) -> dict[str, frozenset[str]]:
     """A study's true findings with their sides: those that its report asserts or, if the data set gives
-    findings of its own, those, with the sides that the report names."""
+    findings of its own, those, with the sides that the report names. OTHER is left out, here and of reports
+    that are scored: a study whose only finding is of no class counts as normal."""
     asserted = locate(reference)
     if findings is None:
         return {name: sides for name, sides in asserted.items() if name in FINDINGS}

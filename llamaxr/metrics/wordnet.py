@@ -1,7 +1,7 @@
 """WordNet 3.0 for METEOR's synonyms: found, downloaded or assembled, or reported missing.
 
 In: a folder for it. Out: a reader that NLTK's METEOR takes, or None. NLTK downloads WordNet while a program
-runs, which fails without a network. So the search is: NLTK's own folders, the given folder, NLTK's
+runs, which fails without a network. So the search is: the given folder, NLTK's own folders, NLTK's
 downloader, then the files of Debian's package wordnet-base. Those lack two files that NLTK opens: `lexnames`,
 45 fixed lines that are written here (from the man page lexnames(5WN)), and `index.sense`, which only
 translation between WordNets reads and English METEOR never does.
@@ -53,7 +53,7 @@ def find(cache: Path, download: bool = True, debian: Path = DEBIAN):
     import nltk
 
     cache = cache.absolute()
-    for source in (_installed, _download if download else None, _assemble):
+    for source in (_kept, _installed, _download if download else None, _assemble):
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever is wrong with one source, the next may work
             if source and (reader := _open(source(nltk, cache, debian))):
@@ -61,9 +61,11 @@ def find(cache: Path, download: bool = True, debian: Path = DEBIAN):
     return None
 
 
+def _kept(nltk, cache: Path, debian: Path) -> str:
+    return _allow(nltk, cache / "wordnet-3.0")
+
+
 def _installed(nltk, cache: Path, debian: Path):
-    if (cache / "wordnet-3.0").is_dir():
-        return _allow(nltk, cache / "wordnet-3.0")
     _allow(nltk, cache / "nltk_data")
     return nltk.data.find("corpora/wordnet/")  # a folder, or in corpora/wordnet.zip
 
@@ -90,7 +92,9 @@ def _assemble(nltk, cache: Path, debian: Path) -> str:
         parts = [1 + _POS.index(name.split(".")[0]) for name in _LEXNAMES]
         lines = (f"{i:02d}\t{name}\t{parts[i]}\n" for i, name in enumerate(_LEXNAMES))
         (folder / "lexnames").write_text("".join(lines))
-        shutil.rmtree(final, ignore_errors=True)  # damaged, otherwise _installed had opened it
+        if _open(_allow(nltk, folder)) is None:
+            raise ValueError(f"{debian} has no WordNet {VERSION}")
+        shutil.rmtree(final, ignore_errors=True)  # damaged, otherwise `find` had opened it
         with contextlib.suppress(OSError):  # another process was first
             os.replace(folder, final)
     finally:

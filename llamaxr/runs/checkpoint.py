@@ -18,11 +18,13 @@ saved.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -33,10 +35,10 @@ from ..files.text import complete_or_absent, read_json, short
 from ..lora import TARGETS, LoRALinear
 from ..model import LlamaXR
 from . import distributed, unlike
+from .unlike import REMEDY
 
 VERSION = 2  # of the folder's format; raised when an older reader would misread a newer folder
 MAX_JSON = 2**20  # bytes of a state.json or config.json; ours have 2,000
-REMEDY = "name another run, or train again"
 ADAPTER, PROJECTOR, OPTIMIZER = "adapter_model.safetensors", "projector.safetensors", "optimizer.safetensors"
 PEFT_PREFIX = "base_model.model.model."
 # Fields of PEFT's adapter_config.json that change nothing here, whatever they hold.
@@ -127,17 +129,37 @@ def last(run: Path) -> Path:
     return run / f"step-{max(_steps(run, distributed.warn)):06d}"
 
 
-def load_last(run: Path, model: LlamaXR) -> Path:
-    """Load the last checkpoint into the model. Returns its folder. A run that is being trained may replace it
-    at any moment; then the new one is taken. UserError as `last` and `load`."""
+class Loaded(NamedTuple):
+    """A checkpoint that was loaded: its folder, which may have gone since, what it says of the training
+    images, and the SHA-256 of its weights."""
+
+    folder: Path
+    known: unlike.Known | None
+    sha256: str
+
+
+def load_last(run: Path, model: LlamaXR) -> Loaded:
+    """Load the last checkpoint into the model. A run that is being trained may replace it at any moment; then
+    the new one is taken. UserError as `last` and `load`."""
     while True:
         folder = last(run)
         try:
             load(folder, model)
-            return folder
-        except UserError:
+            loaded = Loaded(folder, unlike.read(folder), _sha256(folder / ADAPTER, folder / PROJECTOR))
+        except (UserError, OSError):
             if folder.is_dir():
                 raise
+        else:
+            if folder.is_dir():  # else one of its files may have been missing
+                return loaded
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def step_of(folder: Path) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import radiograph
+from .. import densenet, radiograph
 from .. import vision as vision_module
 from ..data.study import Study
 from ..errors import UserError
@@ -34,7 +34,7 @@ from ..vision import StudyFeatures, Vision, extract_features
 from . import distributed, vision_zoo
 
 CPU_FILMS = 16  # per forward pass on a CPU: the activations of 64 do not fit its cache, 1.9 times the seconds
-CODE = images, radiograph, vision_module, vision_zoo  # between an image file and its features
+CODE = images, radiograph, densenet, vision_module, vision_zoo  # between an image file and its features
 
 
 @dataclass(frozen=True)

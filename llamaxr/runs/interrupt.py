@@ -17,7 +17,7 @@ def end_at_once(*_) -> None:
     os._exit(130)
 
 
-# Not in pytest or a notebook, which have their own Ctrl-C, and not where a shell ignores it (`nohup`).
+# Not in pytest or a notebook, which have their own Ctrl-C, and not where a shell ignores it (a script's `&`).
 if PROGRAM.parent in (HOME, HOME / "llamaxr" / "tools"):
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

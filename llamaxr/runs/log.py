@@ -44,10 +44,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 def catch_signals() -> list[int]:
-    """An empty list; SIGINT (Ctrl-C) and SIGTERM add their number to it instead of ending the process."""
+    """An empty list; SIGINT (Ctrl-C) and SIGTERM add their number to it instead of ending the process, unless
+    they are ignored."""
     caught: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, frame: caught.append(n))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell script's `&` ignores SIGINT
+            signal.signal(number, lambda n, frame: caught.append(n))
     return caught
 
 

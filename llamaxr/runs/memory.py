@@ -20,12 +20,14 @@ from ..llama import Llama, LlamaConfig
 from ..lora import TARGETS, LoRALinear, add_lora
 from ..nf4 import NF4Linear
 from ..projector import Projector
+from .distributed import world_size
 from .recipes import TrainOptions
 from .terminal import first_sentences, lacks_memory
 
 GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: 4 bits, a share of an 8-bit absmax and an fp32 scale
 UNPACKED = 4 / 64 - 1 / 64 - 4 / (64 * 256)  # more, where fast/nf4.py holds each absmax in fp32
+MOMENTS = {"adamw": 8, "adamw8bit": 2 + 8 / 256}  # bytes per weight; 8 bits have an fp32 scale per 256
 PROGRAM = int(0.6 * GIB)  # torch, the vision network and its buffers, as measured on a CPU
 
 
@@ -42,17 +44,19 @@ def training_needs(
     recompute: bool,
     plain: bool,
     cuda: bool,
+    projector_learns: bool = True,
+    moments: float = 8,
 ) -> dict[str, int]:
     """Bytes by purpose. projector: (channels, grid). prompt: how many tokens are before each report, of which
     the first `shared` are the same for all studies. reports: how many tokens each report of the largest batch
-    has. plain: without fast/. cuda: on a GPU."""
+    has. plain: without fast/. cuda: on a GPU. moments: the optimiser's bytes per weight that learns."""
     with torch.device("meta"):
         llama = Llama(config)
         linears = sum(p.numel() for n, p in llama.named_parameters() if n.split(".")[-2] in TARGETS)
         others = sum(p.numel() for p in llama.parameters()) - linears
         add_lora(llama, rank, 1.0)
-        learned = sum(p.numel() for p in llama.parameters() if p.requires_grad)
-        learned += sum(p.numel() for p in Projector(projector[0], config.dim, projector[1]).parameters())
+        lora = sum(p.numel() for p in llama.parameters() if p.requires_grad)
+        bridge = sum(p.numel() for p in Projector(projector[0], config.dim, projector[1]).parameters())
     held = 2 if in_4_bits else dtype.itemsize  # the embedding and the head stay as they are stored: 16 bits
     rows, time, n_targets = len(reports), prompt + max(reports), sum(reports)
     places = rows * time  # where a query is
@@ -78,11 +82,11 @@ def training_needs(
     kept = config.n_layers * (inputs if recompute else block)
     again = block if recompute else 0
     logits += 0 if plain else again  # the fast form does not recompute its last block
-    copies = learned * dtype.itemsize if dtype.itemsize < 4 else 0  # LoRA's matrices, as they are multiplied
+    copies = lora * dtype.itemsize if dtype.itemsize < 4 else 0  # LoRA's matrices, as they are multiplied
     return {
         "weights": round(linears * (nf4_bytes if in_4_bits else dtype.itemsize) + others * held),
-        "adapters and projector": learned * 4,
-        "gradients and AdamW": learned * 4 * 3,
+        "adapters and projector": (lora + bridge) * 4,
+        "gradients and AdamW": round((lora + (bridge if projector_learns else 0)) * (4 + moments)),
         "activations": kept + max(logits, gradients + again) + copies,
         "program": PROGRAM,
     }
@@ -155,7 +159,8 @@ def free_memory(device: torch.device) -> int:
     limits = [_read("/proc/meminfo", "MemAvailable:", 1024)]
     limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
-        limits.append(limit - used)
+        cached = (_read("/sys/fs/cgroup/memory.stat", f"{kind}active_file") or 0 for kind in ("", "in"))
+        limits.append(limit - used + sum(cached))  # of files that were read: the kernel gives it back
     return min((n for n in limits if n is not None), default=2**63)
 
 
@@ -198,13 +203,15 @@ def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None
         if not lacks_memory(error):
             raise
         changes = {} if options.recompute == "on" else {"recompute": "on"}
-        if options.batch > 1:  # the same studies per step
-            changes |= {"batch": options.batch // 2, "accumulate": 2 * options.accumulate}
+        # A smaller batch of which the same studies make a step, and which has one for each process.
+        if smaller := [n for n in range(world_size(), options.batch) if options.batch % n == 0]:
+            n_parts = options.batch // smaller[-1]
+            changes |= {"batch": smaller[-1], "accumulate": n_parts * options.accumulate}
+        changes = changes or {"max_report_tokens": options.max_report_tokens // 2}
         if steps := sorted(run.glob("step-*/state.json")):
-            remedy = f"set {json.dumps(changes)[1:-1]} in {run}/config.json, " if changes else ""
+            remedy = f"set {json.dumps(changes)[1:-1]} in {run}/config.json, "
             remedy += f"then go on from {steps[-1].parent.name} with: python train.py --resume {run}"
         else:
-            flags = " ".join(f"--{name} {value}" for name, value in changes.items())
-            flags = flags or "a smaller --max-report-tokens"
+            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
             remedy = f"there is no checkpoint yet; start again with {flags}"
         raise UserError(f"{first_sentences(error)}: {remedy}") from None

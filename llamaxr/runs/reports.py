@@ -3,7 +3,7 @@
 An evaluation that was interrupted goes on after its last batch. If there are several processes, each
 generates a shard of the batches and writes a file of its own; at the end all rows are in one file.
 
-    generated.jsonl     a line of settings, then per study {"id", "outline", "generated"}
+    generated.jsonl     a line that says what made them, then per study {"id", "outline", "generated"}
     generated.1.jsonl   the same by rank 1, until it is merged into generated.jsonl
 """
 
@@ -36,15 +36,17 @@ def generate_reports(
     pairs: list[tuple[StudyFeatures, Study]],
     batch: int,
     max_tokens: int,
-    path: Path,
-    settings: dict,
+    folder: Path,
+    made_of: dict,
 ) -> list[tuple[str, str]]:
     """The (outline, report) that greedy decoding gives for each (features, study), in order.
 
-    path: generated.jsonl. Rows that are there already are used if its first line equals `settings`.
+    folder: where generated.jsonl is, or will be. made_of: all that decides a report, the weights included,
+    but max_tokens. Rows that are there already are used if they were made of the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent):  # two evaluations into one folder would mix their reports
+    path, settings = folder / "generated.jsonl", {**made_of, "max_tokens": max_tokens}
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # two evaluations into one folder would mix their reports
         rank = distributed.rank()
         finished = distributed.broadcast(lambda: _read_finished(path, settings))
         unfinished = [(features, study.id) for features, study in pairs if study.id not in finished]

@@ -65,7 +65,7 @@ def pick_device(name: str) -> torch.device:
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
     """The run folder and the options of the run: a new one, or with --resume (a folder, or "" for the newest)
-    an existing one, whose root, base and vision may have moved (`given`: what the command line gives).
+    an existing one, whose root, base, vision and cache may have moved (`given`: what the command line gives).
     UserError if a new run's folder is taken, a part of the run is not there, or nothing is left to do."""
     if resume is None:
         run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -78,13 +78,16 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
         options = moved(read_options(run), options, given)
         if is_finished(run, options) and (run / "loss.png").is_file():
             raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
-    check_parts(options)
+    has_lora = checkpoint.has_checkpoint(run)  # then where it started from is no longer needed
+    check_parts(replace(options, adapter=None) if has_lora else options)
     return run, with_absolute_paths(options)
 
 
 def read_options(run: Path) -> TrainOptions:
     """The options of a run, from its config.json. UserError if it is no run, or of another version."""
-    return from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
+    options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
+    elsewhere = options.cache and not options.cache.parent.is_dir()  # on the machine that trained it
+    return replace(options, cache=None) if elsewhere else options
 
 
 def is_finished(run: Path, options: TrainOptions) -> bool:
@@ -226,6 +229,7 @@ def check_memory(options: TrainOptions, studies: list[Study], device: torch.devi
             config, plain=options.plain, in_4_bits=in_4_bits,
             dtype=compute_dtype(options, device), rank=options.rank, projector=(1024, options.grid),
             prompt=prompt, shared=shared, reports=reports, recompute=recompute, cuda=device.type == "cuda",
+            projector_learns=options.bridge != "scores", moments=memory.MOMENTS[options.optimizer],
         )
         for recompute in (False, True)
     }  # fmt: skip
@@ -259,8 +263,9 @@ def a_prompt(tokenizer: Tokenizer, bridge: str, n_tokens: int, views: list[int],
 
 
 def longest_reports(options: TrainOptions, studies: list[Study], tokenizer: Tokenizer, n: int) -> list[int]:
-    """How many tokens the n longest training reports have, as they are trained on: no batch of n is larger.
-    They are looked for among the 4 n, and at least 256, of the most characters."""
+    """How many tokens the n longest training reports have, as they are trained on. A batch of n is hardly
+    ever larger: one of them would have to be in it twice (--repeat-rare, or the end of an epoch). They are
+    looked for among the 4 n, and at least 256, of the most characters."""
     texts = [study.report for study in studies if study.split == "train"][: options.limit or None]
     texts = sorted(texts, key=len)[-max(256, 4 * n) :]
     if options.outline:
@@ -311,26 +316,30 @@ def build(
     add_lora(llama, options.rank, options.lora_alpha, device=device)
     embedding = llama.embed_tokens.weight
     token_std = embedding[:: -(-len(embedding) // 4096)].float().std().item()  # about 4096 rows are enough
-    projector = Projector(vision.n_channels, llama.config.dim, options.grid, token_std=token_std).to(device)
-    words = {word: embedding[tokenizer.encode(f" {word}")].float().mean(0) for word in PLACE_WORDS}
+    projector = Projector(vision.n_channels, llama.config.dim, options.grid, token_std=token_std)
+    words = {word: embedding[tokenizer.encode(f" {word}")].float().mean(0).cpu() for word in PLACE_WORDS}
     projector.name_places(words)
-    projector.requires_grad_(options.bridge != "scores")
+    projector.to(device).requires_grad_(options.bridge != "scores")
     return vision, LlamaXR(projector, llama, tokenizer, options.bridge)
 
 
 def open_run(
     run: Path, device: str = "auto", plain: bool = False
-) -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, Path]:
+) -> tuple[TrainOptions, Vision | ImageNetVision, LlamaXR, checkpoint.Loaded]:
     """A trained run: its options (`plain` is replaced), its vision network, its model in evaluation mode, and
-    the folder of the checkpoint that was loaded, the last. Joins the other processes if there are any.
-    UserError if the run is missing, incomplete or damaged."""
+    the checkpoint that was loaded, the last. Joins the other processes if there are any. UserError if the run
+    is missing, incomplete or damaged."""
     options = read_options(run)
     checkpoint.last(run)  # none is refused now, and not after minutes
+    try:
+        check_parts(replace(options, root=None, adapter=None))  # which no report needs
+    except UserError as error:
+        raise UserError(f"{error}, or write where it is now into {run}/config.json") from None
     own_device = distributed.init(pick_device(device))
     options = replace(options, plain=plain)
     vision, model = build(options, own_device)
     step = checkpoint.load_last(run, model)
-    while len({*distributed.all_gather(step.name)}) > 1:  # a run that is being trained saved one meanwhile
+    while len({*distributed.all_gather(step.sha256)}) > 1:  # a run that is being trained saved one meanwhile
         step = checkpoint.load_last(run, model)
     return options, vision, model.eval(), step
 

@@ -14,6 +14,7 @@ The description is kept in each checkpoint, beside the projector. A report is wr
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from ..files.tensors import read_tensors
 from ..radiograph import VIEWS
 from ..vision import StudyFeatures
 
-FILE = "training_features.safetensors"
+FILE, REMEDY = "training_features.safetensors", "name another run, or train again"
 DIRECTIONS = 64
 QUANTILE = 0.995  # the share of new images of the same kind that the limit lets pass
 MAX_STUDIES = 2048  # of a large training split: enough for 64 directions, and solved in seconds
@@ -70,31 +71,41 @@ def distance(statistics: dict[str, Tensor], features: StudyFeatures) -> float:
     return max(distances)
 
 
-def distances(checkpoint: Path, studies: Sequence[StudyFeatures]) -> list[float] | None:
-    """The distance of each study. None for a checkpoint that is older than this file. UserError if its
-    statistics are damaged."""
-    if not (checkpoint / FILE).is_file():
+class Known(NamedTuple):
+    """What a checkpoint says of its training images, and the file that says it."""
+
+    path: Path
+    statistics: dict[str, Tensor]
+
+
+def read(checkpoint: Path) -> Known | None:
+    """What the checkpoint says; None for one that is older than this file. UserError if it is damaged."""
+    path = checkpoint / FILE
+    return Known(path, read_tensors(path, REMEDY)[0]) if path.is_file() else None
+
+
+def distances(known: Known | None, studies: Sequence[StudyFeatures]) -> list[float] | None:
+    """The distance of each study; None if nothing is known. UserError for another network's statistics."""
+    if known is None:
         return None
-    remedy = "name another run, or train again"
-    statistics, _ = read_tensors(checkpoint / FILE, remedy)
     try:
-        return [distance(statistics, features) for features in studies]
+        return [distance(known.statistics, features) for features in studies]
     except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another network's shape
-        raise UserError(f"{checkpoint / FILE} does not fit the vision network ({error}); {remedy}") from None
+        raise UserError(f"{known.path} does not fit the vision network ({error}); {REMEDY}") from None
 
 
-def share(checkpoint: Path, studies: Sequence[StudyFeatures]) -> float | None:
+def share(known: Known | None, studies: Sequence[StudyFeatures]) -> float | None:
     """The share of studies that are unlike those that the run learned from; None as in `distances`."""
-    found = distances(checkpoint, studies)
+    found = distances(known, studies)
     return found and sum(d > 1 for d in found) / len(found)
 
 
 def judge(
-    checkpoint: Path, pairs: Sequence[tuple[Study, StudyFeatures]], warn: Callable[[str], None]
+    known: Known | None, pairs: Sequence[tuple[Study, StudyFeatures]], warn: Callable[[str], None]
 ) -> list[dict]:
-    """What --json says of each study: {"unlike_training": bool, "distance": float}; {} for an old checkpoint.
+    """What --json says of each study: {"unlike_training": bool, "distance": float}; {} if nothing is known.
     warn gets one line if any study is unlike those that the run learned from."""
-    found = distances(checkpoint, [features for _, features in pairs])
+    found = distances(known, [features for _, features in pairs])
     if found is None:
         return [{} for _ in pairs]
     first_images = [study.views[0][1] for study, _ in pairs]

@@ -33,6 +33,7 @@ from ..data.outline import outline_line, read_places, split_outline, with_outlin
 from ..data.phantom import list_findings, sample_findings, write_report
 from ..data.workers import process_pool
 from ..decoding import generate
+from ..files.byte_level import LLAMA3_WORDS
 from ..files.vision_weights import save_weights
 from ..llama import Llama
 from ..metrics.findings import PATHOLOGIES_OF
@@ -258,13 +259,9 @@ def train_tokenizer() -> int:
     """Train a byte-level BPE on reports and prompts; returns the vocabulary size, a multiple of 64."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-    words = (  # LLaMA 3's rule for splitting text into words
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(words), "isolated"),
+        pre_tokenizers.Split(Regex(LLAMA3_WORDS), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     corpus = [text for i in range(4000) for text in list_and_answer(i)]

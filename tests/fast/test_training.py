@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llamaxr import fast
+from llamaxr.fast import training
 from llamaxr.fast.gradients import LoRALinearInPlace
 from llamaxr.fast.nf4 import TiledNF4Linear
 from llamaxr.fast.packing import Packing, shared_length
@@ -37,6 +38,22 @@ def model(base):
     randomise_lora(model.llama, 0.1)
     fast.for_training(model)
     return model
+
+
+@pytest.mark.parametrize("bridge", ["tokens", "scores"])
+def test_every_block_is_recomputed_and_only_to_train(base, bridge, monkeypatch):
+    """With bridge "scores" the first block's input is of frozen embeddings, and needs no gradient."""
+    model, calls = assemble(base, bridge), []
+    model.projector.requires_grad_(bridge != "scores")
+    real = training.checkpoint
+    monkeypatch.setattr(training, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
+    fast.recompute_blocks(model.llama)
+    batch = model.collate([study(1)], REPORTS[:1])
+    model.loss(batch).backward()
+    assert len(calls) == len(model.llama.layers)
+    with torch.inference_mode():
+        model.loss(batch)
+    assert len(calls) == len(model.llama.layers)
 
 
 @pytest.mark.parametrize("bridge", ["tokens", "scores", "both"])

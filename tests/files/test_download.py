@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import ssl
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -105,6 +107,33 @@ def test_a_server_without_range_sends_all_of_it_and_nothing_is_appended(server, 
     (tmp_path / "f.part").write_bytes(b"other" * 100)
     server.behave = lambda handler, start: serve(handler, start, ranges=False)
     assert download(server.url, tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_part_that_is_all_of_the_file_is_not_fetched_again(server, tmp_path):
+    def behave(handler, start):
+        handler.send_response(416)
+        handler.send_header("Content-Range", f"bytes */{len(BODY)}")
+        handler.end_headers()
+
+    (tmp_path / "f.part").write_bytes(BODY)
+    server.behave = behave
+    assert download(server.url, tmp_path / "f", **FAST).read_bytes() == BODY
+    assert server.requests == [len(BODY)]
+
+
+def test_two_processes_fetch_a_file_once(server, tmp_path):
+    def slowly(handler, start):
+        serve(handler, start, send=500_000, length=len(BODY) - start)
+        time.sleep(0.2)
+
+    server.behave = slowly
+    code = "import sys; from pathlib import Path; from llamaxr.files.download import download\n"
+    code += "download(sys.argv[1], Path(sys.argv[2]), pause=0.01)"
+    argv = [sys.executable, "-c", code, server.url, str(tmp_path / "f")]
+    processes = [subprocess.Popen(argv) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "f").read_bytes() == BODY and server.requests == [0, 500_000, 1_000_000]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "f.sha256"]
 
 
 def test_a_part_longer_than_the_file_is_dropped(server, tmp_path):
@@ -254,11 +283,11 @@ def test_a_known_hash_is_held_against_what_comes_and_what_is_there(server, tmp_p
     digest = hashlib.sha256(BODY).hexdigest()[:n_digits]
     path = download(server.url, tmp_path / "f", sha256=digest)
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
-    with pytest.raises(UserError, match="not the file that is expected"):
+    with pytest.raises(UserError, match="not the file that is expected.*; run the same command again$"):
         download(server.url, tmp_path / "g", sha256="0" * n_digits)
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
     path.write_bytes(b"mine")
-    with pytest.raises(UserError, match="not the file that is expected"):
+    with pytest.raises(UserError, match="not the file that is expected.*; delete it and run"):
         download(server.url, path, sha256=digest)
     assert path.read_bytes() == b"mine"  # what the user has put there is not deleted
 

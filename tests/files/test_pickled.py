@@ -249,6 +249,21 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch):
     refused("too many layers")
     write(path, b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"K\x01s.")  # a key whose hash takes 2 ** 60 steps
     refused("no texts")
+    tuples = b")" + b"q\x00h\x00\x86" * 60  # the same as a key of the older format's storages
+    head = [pickle.dumps(x, 2) for x in (pickled.LEGACY_MAGIC, 1001, {"little_endian": True}, {})]
+    path.write_bytes(b"".join(head) + b"\x80\x02](" + tuples + b"e.")
+    refused("does not declare")
+    large = (2**61 - 1).to_bytes(9, "little")  # whose multiples all have the hash 0
+    write(path, b"\x80\x02}\x8a\x09" + large + b"K\x01s.")
+    refused("no texts")
+    shared = {f"p{i}": None for i in range(200)}
+    layers = nn.Module()
+    for i in range(300):  # 60,000 names, of which 500 are in the file
+        layer = nn.Module()
+        layer.__dict__["_parameters"] = shared
+        layers._modules[str(i)] = layer
+    write(path, layers)
+    refused("too many layers")
     pairs = b"\x80\x02](K\x01K\x01\x86q\x01" + b"h\x01" * 30_000 + b"eq\x02"
     again = b"ccollections\nOrderedDict\nq\x03h\x02\x85R" + b"h\x03h\x02\x85R" * 100
     write(path, pairs + again + b".")  # few opcodes, three million items

@@ -102,6 +102,13 @@ def test_there_are_chexperts_fourteen_classes_and_six_more():
     assert asserted | {"pneumothorax"} == {*FINDINGS, OTHER}  # so each has a sentence above
 
 
+def test_white_space_without_end_is_read_in_no_time():
+    start = time.perf_counter()
+    report = "\n" * 100_000 + "Cardiomegaly" + " \r\n" * 100_000 + "Effusion"
+    assert find(report) == {"cardiomegaly", "effusion"}
+    assert time.perf_counter() - start < 2  # at a cost of n squared it would be 20 s
+
+
 def test_a_mention_has_its_span_in_the_original_text():
     report = "Heart: ENLARGED.\n\nİ No  effusion;\na 1.2 cm noncalcified NODULE. Possible\tpneumonia."
     got = [(m.finding, report[m.start : m.end], m.state) for m in mentions(report)]

@@ -221,4 +221,6 @@ def test_findings_of_the_data_set_take_their_sides_from_the_report():
 def test_a_spread_is_mean_lowest_and_highest():
     blocks = [{b: {n: [v] for n in names} for b, names in table.BLOCKS.items()} for v in (0.1, 0.4, 0.1)]
     assert np.allclose(table.spread(blocks)["coco"]["cider"], [0.2, 0.1, 0.4])
+    some = [{"extra": {"a": [0.1], "b": [0.3]}}, {"extra": {"a": [0.2]}}]  # b is known of one order alone
+    assert table.spread(some)["extra"]["b"] == [0.3, 0.3, 0.3]
     assert table.spread([{"findings": {"micro_f1": None}}]) == {"findings": {"micro_f1": None}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llamaxr.metrics.verdicts import told, verdict
+from llamaxr.metrics.verdicts import _sides, told, verdict
 
 NAN, INF = float("nan"), float("inf")
 
@@ -18,3 +18,11 @@ NAN, INF = float("nan"), float("inf")
 )  # fmt: skip
 def test_there_are_three_verdicts_and_an_interval_that_holds_zero_has_one(difference, expected):
     assert verdict(difference) == expected and told(difference).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(5, "cannot be told from"), (6, "better than")]
+)  # a coin has all of five right or all wrong in one of 16 tries
+def test_five_sides_that_are_all_right_prove_nothing(named, expected):
+    words = _sides({"findings": {"sides_right": [1.0, 1.0, 1.0], "sides_named": [named]}})
+    assert words == f"Sides: {named} of {named} are right, 1.000 [1.000, 1.000], {expected} a coin's 0.5."

@@ -81,6 +81,19 @@ def test_another_version_is_refused(no_wordnet):
     assert wordnet.find(cache, debian=debian) is None
 
 
+def test_another_version_of_debians_does_not_hide_nltks(no_wordnet, monkeypatch):
+    cache, debian = no_wordnet
+    assert wordnet.find(cache, debian=write_wordnet(debian))
+    (cache.parent / "nltk" / "corpora").mkdir(parents=True)
+    (cache / "wordnet-3.0").rename(cache.parent / "nltk" / "corpora" / "wordnet")
+    debian = write_wordnet(cache.parent / "newer", version="3.1")
+    monkeypatch.setattr(nltk.data, "path", [])
+    assert wordnet.find(cache, debian=debian) is None and not (cache / "wordnet-3.0").exists()
+    write_wordnet(cache / "wordnet-3.0", version="3.1")  # as an earlier version of this program left it
+    monkeypatch.setattr(nltk.data, "path", [str(cache.parent / "nltk")])
+    assert wordnet.find(cache, debian=debian).get_version() == "3.0"
+
+
 def test_a_damaged_one_is_replaced(no_wordnet):
     cache, debian = no_wordnet
     write_wordnet(debian)

@@ -14,7 +14,7 @@ from llamaxr.errors import UserError
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector
-from llamaxr.runs import checkpoint
+from llamaxr.runs import checkpoint, unlike
 from llamaxr.weights import load_llama
 from tests.conftest import write_base
 
@@ -161,25 +161,29 @@ def test_a_half_checkpoint_never_makes_the_others_unreadable(base, tmp_path, cap
     assert checkpoint.last(tmp_path).name == "step-000005"
 
 
-@pytest.mark.parametrize("file", ["state.json", "adapter_model.safetensors", "projector.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    ["state.json", "adapter_model.safetensors", "projector.safetensors", "training_features.safetensors"],
+)
 def test_a_reader_takes_the_next_checkpoint_where_training_has_deleted_the_one_it_reads(
     base, tmp_path, monkeypatch, file
 ):
     writer, reader = assemble(base, 1)[0], assemble(base, 2)[0]
-    checkpoint.save(tmp_path, writer, OPTIONS, 1, 0.5)
-    real = {"state.json": "read_json", "tensors": "read_tensors"}[
-        "state.json" if "json" in file else "tensors"
-    ]
+    known = {"mean.frontal": torch.ones(2)}
+    checkpoint.save(tmp_path, writer, OPTIONS, 1, 0.5, known=known)
+    real = "read_json" if "json" in file else "read_tensors"
     read, saved = getattr(checkpoint, real), []
 
     def read_late(path, *rest):
         if path.name == file and not saved:
             saved.append(True)
-            checkpoint.save(tmp_path, writer, OPTIONS, 2, 0.4)  # deletes step 1
+            checkpoint.save(tmp_path, writer, OPTIONS, 2, 0.4, known=known)  # deletes step 1
         return read(path, *rest)
 
-    monkeypatch.setattr(checkpoint, real, read_late)
-    assert checkpoint.load_last(tmp_path, reader).name == "step-000002"
+    monkeypatch.setattr(unlike if "features" in file else checkpoint, real, read_late)
+    loaded = checkpoint.load_last(tmp_path, reader)
+    assert saved and loaded.folder.name == "step-000002"
+    assert torch.equal(loaded.known.statistics["mean.frontal"], torch.ones(2))
     ours, theirs = checkpoint.adapter_tensors(reader), checkpoint.adapter_tensors(writer)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -211,6 +215,16 @@ def test_an_optimisers_state_of_another_shape_type_or_name_is_refused(base, tmp_
     save_file({n: t.clone() for n, t in tensors.items()}, file)
     with pytest.raises(UserError, match="optimizer.safetensors.*start a new run"):
         checkpoint.load(file.parent, *assemble(base, 2, kind=kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float4_e2m1fn_x2, torch.float8_e8m0fnu])
+def test_numbers_whose_finiteness_cannot_be_told_are_refused(base, tmp_path, dtype):
+    model, _ = assemble(base, 1)
+    file = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5) / "projector.safetensors"
+    odd = torch.zeros(8, dtype=torch.uint8).view(dtype) if dtype != torch.complex64 else torch.ones(2) * 1j
+    save_file({**load_file(file), "place": odd}, file)
+    with pytest.raises(UserError, match=f"place has the type {dtype}, which no model has"):
+        checkpoint.load(file.parent, model)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "projector.safetensors"])

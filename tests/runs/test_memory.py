@@ -1,5 +1,6 @@
 """What training is forecast to need, against what it takes; and how a lack of memory is told."""
 
+import functools
 import importlib
 
 import pytest
@@ -120,6 +121,30 @@ def test_free_memory_is_at_most_what_the_machine_has():
     assert 0 < memory.free_memory(torch.device("cpu")) < 2**45
 
 
+def test_a_containers_files_in_memory_count_as_free(monkeypatch, tmp_path):
+    """cgroup v2 counts them as used, and gives them back when a program asks."""
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nactive_file 200\ninactive_file 350\n")
+    real = memory._read
+    here = lambda path, *rest: real(path.replace("/sys/fs/cgroup", str(tmp_path)), *rest)
+    monkeypatch.setattr(memory, "_read", here)
+    assert memory.free_memory(torch.device("cpu")) == 650
+    (tmp_path / "memory.stat").unlink()
+    assert memory.free_memory(torch.device("cpu")) == 100
+
+
+def test_what_does_not_learn_needs_no_gradient_and_8_bits_need_a_byte():
+    parts = memory.training_needs(LLAMA_8B, **RUN)
+    paper = memory.training_needs(
+        LLAMA_8B, **RUN, projector_learns=False, moments=memory.MOMENTS["adamw8bit"]
+    )
+    key = "gradients and AdamW"
+    assert parts[key] == parts["adapters and projector"] * 3
+    assert paper[key] == pytest.approx(41_943_040 * 6, rel=0.01)
+    assert {**paper, key: parts[key]} == parts
+
+
 def test_a_system_that_does_not_tell_stops_nothing(monkeypatch):
     monkeypatch.setattr(memory, "_read", lambda *_: None)
     assert memory.free_memory(torch.device("cpu")) == 2**63
@@ -143,6 +168,32 @@ def test_a_lack_of_memory_ends_in_one_line_with_the_last_checkpoint_and_advice(e
     assert f'set "recompute": "on", "batch": 4, "accumulate": 2 in {tmp_path}/config.json' in line
     assert line.endswith(f"go on from step-000100 with: python train.py --resume {tmp_path}")
     assert "\n" not in line and "GPU 0" not in line
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "flags"),
+    [(9, 1, "--batch 3 --accumulate 6"), (7, 1, "--batch 1 --accumulate 14"),
+     (8, 3, "--batch 4 --accumulate 4"), (2, 2, "--max-report-tokens 150"),
+     (1, 1, "--max-report-tokens 150")],
+)  # fmt: skip
+def test_the_smaller_batch_has_the_same_studies_per_step(batch, processes, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "world_size", lambda: processes)
+    options = apply_recipe("ours", batch=batch, accumulate=2, recompute="on")
+    with (
+        pytest.raises(UserError, match=f"start again with {flags}$"),
+        memory.out_of_memory_in_one_line(tmp_path, options),
+    ):
+        raise MemoryError
+    (tmp_path / "step-000001").mkdir()
+    (tmp_path / "step-000001" / "state.json").write_text("{}")
+    named = {" --accumulate": ', "accumulate":', "--batch": '"batch":'}
+    named |= {"--max-report-tokens": '"max_report_tokens":'}
+    changes = functools.reduce(lambda text, flag: text.replace(flag, named[flag]), named, flags)
+    with (
+        pytest.raises(UserError, match=f"set {changes} in .*config.json, then"),
+        memory.out_of_memory_in_one_line(tmp_path, options),
+    ):
+        raise MemoryError
 
 
 def test_a_training_that_runs_out_of_memory_exits_with_two_and_keeps_its_checkpoint(

@@ -90,26 +90,28 @@ def test_one_line_names_what_is_unlike_and_json_has_the_distance(known, tmp_path
     usual, other = normal_studies(1, 5)[0], features(torch.full((1, CHANNELS, 2, 2), 1e4))
     studies = [Study(str(i), tmp_path / f"{i}.png", None, "", "test") for i in range(6)]
     lines = []
-    told = unlike.judge(tmp_path, list(zip(studies, [usual, *[other] * 5], strict=True)), lines.append)
+    told = unlike.judge(
+        unlike.read(tmp_path), list(zip(studies, [usual, *[other] * 5], strict=True)), lines.append
+    )
     assert [t["unlike_training"] for t in told] == [False] + [True] * 5
     assert told[0]["distance"] <= 1 < told[1]["distance"]
     assert len(lines) == 1 and "1.png" in lines[0] and "0.png" not in lines[0] and "and 2 more" in lines[0]
-    assert unlike.share(tmp_path, [usual, other]) == 0.5
+    assert unlike.share(unlike.read(tmp_path), [usual, other]) == 0.5
 
 
 def test_a_checkpoint_from_before_says_nothing(tmp_path):
     studies = [(Study("0", tmp_path / "0.png", None, "", "test"), normal_studies(1, 5)[0])]
-    assert unlike.judge(tmp_path, studies, pytest.fail) == [{}]
-    assert unlike.share(tmp_path, normal_studies(1, 5)) is None
+    assert unlike.judge(unlike.read(tmp_path), studies, pytest.fail) == [{}]
+    assert unlike.share(unlike.read(tmp_path), normal_studies(1, 5)) is None
 
 
 def test_statistics_of_another_network_are_a_users_error(known, tmp_path):
     write_tensors(tmp_path / unlike.FILE, known)
     with pytest.raises(UserError, match="does not fit the vision network"):
-        unlike.distances(tmp_path, [features(torch.ones(1, 5, 2, 2))])
+        unlike.distances(unlike.read(tmp_path), [features(torch.ones(1, 5, 2, 2))])
     write_tensors(tmp_path / unlike.FILE, {"mean.frontal": known["mean.frontal"]})
     with pytest.raises(UserError, match="does not fit the vision network"):
-        unlike.distances(tmp_path, normal_studies(1, 5))
+        unlike.distances(unlike.read(tmp_path), normal_studies(1, 5))
 
 
 @pytest.fixture(scope="module")
