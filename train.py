@@ -77,11 +77,11 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
         n_targets = distributed.all_reduce_sum(torch.tensor(sum(len(b.answers) for b in batches)))
         step_loss = torch.zeros((), device=device)  # this process's part of it
         for batch in batches:
-            loss = model.loss(batch) / n_targets  # of all batches: their sum is the step's mean per token
+            loss = model.loss(batch) / n_targets  # of all batches: a token weighs the same in each
             loss.backward()
             step_loss += loss.detach()
         distributed.all_reduce_gradients(trainable)
-        torch.nn.utils.clip_grad_norm_(trainable, options.clip)
+        norm = torch.nn.utils.clip_grad_norm_(trainable, options.clip)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(step, options)
         optimizer.step()
@@ -89,7 +89,7 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
 
         loss, lr = distributed.all_reduce_sum(step_loss).item(), optimizer.param_groups[0]["lr"]
         rate = round(n_targets.item() / (time.perf_counter() - start))
-        line = {"step": step, "loss": loss, "lr": lr, "report_tokens_per_s": rate}
+        line = {"step": step, "loss": loss, "grad_norm": norm.item(), "lr": lr, "report_tokens_per_s": rate}
         if validated := step % options.val_every == 0 or step == options.steps:
             line["val_loss"] = validate(model, val, options)
         check_finite(line, run)

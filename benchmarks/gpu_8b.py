@@ -315,7 +315,7 @@ def build_peer(llama: Llama) -> nn.Module:
     config = PeerConfig(vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.ffn_dim,
                         num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, head_dim=c.head_dim,
                         num_key_value_heads=c.n_kv_heads, rms_norm_eps=c.norm_eps, rope_parameters=rope,
-                        max_position_embeddings=c.max_positions, tie_word_embeddings=False)  # fmt: skip
+                        max_position_embeddings=131072, tie_word_embeddings=False)  # fmt: skip
     with torch.device("meta"):
         peer = LlamaForCausalLM(config)
     for name, layer in llama.named_modules():

@@ -42,7 +42,6 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     rope_scaling: RopeScaling | None = RopeScaling()
-    max_positions: int = 131072
     tie_embeddings: bool = False
 
 
@@ -210,7 +209,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) -> logits (..., vocab_size)."""
-        # A 16-bit head is widened in pieces: in fp32 the whole of LLaMA 3.1 8B's would take 2 GiB.
+        # A 16-bit head is widened in pieces: LLaMA 3.1 8B's takes 2 GiB in fp32. (To train, all are kept.)
         pieces = self.head_weight.split(2**15)
         return torch.cat([F.linear(hidden, rows.to(hidden.dtype)) for rows in pieces], dim=-1)
 

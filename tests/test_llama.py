@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from llamaxr.llama import KVCache, Llama, LlamaConfig, RopeScaling, rope_frequencies
+from llamaxr.llama import Block, KVCache, Llama, LlamaConfig, RopeScaling, rope_frequencies
 from llamaxr.weights import load_llama
 
 SMALL = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
@@ -90,6 +91,25 @@ def test_a_head_in_16_bits_gives_the_logits_of_its_widened_weight(model):
     model.lm_head.weight.data = model.lm_head.weight.data.bfloat16()
     with torch.no_grad():
         assert torch.equal(model.logits(x), x @ model.lm_head.weight.float().T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_read_in_pieces_gives_all_logits_in_order(dtype):
+    torch.manual_seed(0)
+    model = Llama(replace(SMALL, vocab_size=2**15 + 3)).eval()
+    model.lm_head.weight.data = model.lm_head.weight.data.to(dtype)
+    x = torch.randn(2, 3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(x), x @ model.lm_head.weight.float().T, rtol=1e-4, atol=1e-5)
+
+
+def test_angles_are_in_fp32_whatever_the_model_computes_in(model, monkeypatch):
+    ropes, real = [], Block.forward
+    monkeypatch.setattr(
+        Block, "forward", lambda self, x, rope, *rest: ropes.append(rope) or real(self, x, rope, *rest)
+    )
+    model.bfloat16()(torch.zeros(1, 4, dtype=torch.long))
+    assert len(ropes) == 2 and all(part.dtype == torch.float32 for rope in ropes for part in rope)
 
 
 @pytest.mark.gpu

@@ -20,6 +20,15 @@ def test_it_starts_as_the_layer_it_wraps():
     assert torch.equal(LoRALinear(linear, 4, 8.0)(x), linear(x))
 
 
+def test_a_starts_uniform_within_one_over_the_root_of_its_inputs_and_b_at_zero():
+    """As peft's (kaiming_uniform_ with a = sqrt(5))."""
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(400, 30, bias=False), 64, 16.0)
+    bound = 400**-0.5
+    assert 0.99 * bound < layer.lora_A.abs().max() <= bound and not layer.lora_B.any()
+    assert abs(layer.lora_A.std().item() / (bound / 3**0.5) - 1) < 0.02
+
+
 def test_it_adds_alpha_over_rank_b_a():
     linear = nn.Linear(16, 24, bias=False)
     layer, x = trained(linear), torch.randn(5, 16)

@@ -44,6 +44,24 @@ def test_soft_tokens_stand_in_their_slots_in_order(model):
     assert torch.equal(x[words], model.llama.embed(batch.ids[words]))
 
 
+def test_a_batch_holds_the_grids_and_the_views_of_its_studies_in_order(model):
+    studies = [study(1), study(2, views=(1,)), study(3, views=(0,))]
+    batch = model.collate(studies)
+    assert batch.views.tolist() == [0, 1, 1, 0]
+    assert torch.equal(batch.grids, torch.cat([one.grids for one in studies]))
+
+
+def test_each_view_is_named_and_its_scores_follow_its_name(base):
+    lone = assemble(base).tokenizer.decode(
+        [i for i in assemble(base).prompt(study(2, views=(1,))) if i != SLOT]
+    )
+    assert "lateral view:" in lone and "frontal view:" not in lone
+    model, both = assemble(base, "scores"), study(1)
+    text = model.tokenizer.decode(model.prompt(both))
+    for name, row in zip(("frontal", "lateral"), both.scores, strict=True):
+        assert f"{name} view: " + ", ".join(f"{score:.3f}" for score in row) in text
+
+
 @pytest.mark.parametrize("attach", [lambda model: None, fast.for_training])
 def test_a_batch_knows_where_its_answers_and_soft_tokens_are(model, attach):
     attach(model)

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from llamaxr.prompt import IGNORE, SLOT, study_prompt, with_report
+from llamaxr.prompt import IGNORE, SLOT, prompt_text, study_prompt, with_report
 from llamaxr.tokenizer import load_tokenizer
 
 REPORT = "The heart is normal in size."
@@ -75,3 +75,12 @@ def test_a_report_that_is_cut_does_not_end(tokenizer):
 def test_a_beginning_does_not_end(tokenizer):
     whole, part = (with_report(tokenizer, [3], REPORT, append_eos=ends) for ends in (True, False))
     assert part.ids == whole.ids[:-1] and tokenizer.eos_ids[0] not in part.ids
+
+
+def test_the_prompt_is_alpacas():
+    """The text of Taori et al. 2023, as published."""
+    assert prompt_text("INPUT", "DO IT.") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nDO IT.\n\n### Input:\nINPUT\n\n### Response:\n"
+    )

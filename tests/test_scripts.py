@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from llamaxr.data.phantom import phantom
+from llamaxr.data.study import Study
 from llamaxr.files import tensors
 from llamaxr.runs import checkpoint, reports
+from llamaxr.runs.features import study_features
 from llamaxr.runs.recipes import SAME_DATA
+from llamaxr.runs.run import DEMO, open_run
 from llamaxr.runs.terminal import one_line_errors
 from tests.conftest import lay_out_phantoms, short_run, untimed
 
@@ -432,6 +437,37 @@ def test_beams_and_sampling_give_a_report_and_a_seed_repeats_it(run, images, cap
     (beam,) = printed_reports(capsys, *rest, "--beams", 2)
     first, again, other = (printed_reports(capsys, *rest, "--temperature", 2, "--seed", s) for s in (0, 0, 1))
     assert beam and first == again != other
+    greedy = printed_reports(capsys, *rest)
+    assert (
+        printed_reports(capsys, *rest, "--temperature", 2, "--top-p", 1e-6) == greedy
+    )  # the likeliest alone
+
+
+@pytest.fixture
+def phantoms(tmp_path):
+    """Two studies of two drawn films; the first is the README's."""
+    studies = []
+    for i in (3627, 3628):
+        paths = [tmp_path / f"{i}-{view}.png" for view in (0, 1)]
+        for path, film in zip(paths, phantom(0, i)[1], strict=True):
+            Image.fromarray(film).save(path)
+        studies.append(Study(str(i), *paths, "", "test"))
+    return studies
+
+
+def test_the_demo_writes_what_the_readme_shows(phantoms, capsys):
+    (report,) = printed_reports(capsys, phantoms[0].frontal, phantoms[0].lateral, "--run", DEMO)
+    shown = re.findall(r"^> (.*)$", (HOME / "README.md").read_text(), re.MULTILINE)
+    assert report.strip() == " ".join(shown)
+
+
+def test_studies_of_one_and_of_two_views_have_the_reports_that_each_has_alone(phantoms):
+    """With filler at the left of the shorter prompt."""
+    _, vision, model, _ = open_run(DEMO, "cpu")
+    studies = [phantoms[0], replace(phantoms[1], lateral=None)]
+    features = study_features(vision, studies, torch.device("cpu"))
+    alone = [reports._generate(model, [of_study], 60)[0] for of_study in features]
+    assert reports._generate(model, features, 60) == alone and alone[0] != alone[1]
 
 
 def test_generate_refuses_in_one_line(run, root, images, capsys, tmp_path):

@@ -160,7 +160,9 @@ def _graded(traits, severity):
 def _body(findings, rng) -> SimpleNamespace:
     """The anatomy of one patient, with the findings that change the whole film."""
     u = rng.uniform
-    amount = {f.name: SEVERITY[f.severity or "moderate"][1] for f in findings}
+    amount: dict[str, float] = {}
+    for f in findings:
+        amount[f.name] = max(amount.get(f.name, 0), SEVERITY[f.severity or "moderate"][1])
     body = SimpleNamespace(
         half=u(0.30, 0.40), apex=u(0.07, 0.16), base=u(0.64, 0.785), dome=u(0.05, 0.10), air=u(0.52, 0.76),
         lung_top=u(0.32, 0.40), ribs=u(0.065, 0.085), rib_slope=u(0.7, 1.3), rib_at=u(0, 0.07), rib=u(0.03, 0.11),
@@ -175,7 +177,8 @@ def _body(findings, rng) -> SimpleNamespace:
     if "cardiomegaly" in amount:
         body.heart = big + 0.15 * (amount["cardiomegaly"] - 1)
     if "scoliosis" in amount:
-        body.bend, body.spine = math.copysign(bend * amount["scoliosis"], bend_side), 0.06 + body.spine
+        convex = next((SIGN[f.side] for f in findings if f.name == "scoliosis" and f.side in SIGN), bend_side)
+        body.bend, body.spine = math.copysign(bend * amount["scoliosis"], convex), 0.06 + body.spine
     if "hyperinflation" in amount:
         more = amount["hyperinflation"]
         body.base, body.dome, body.air = low + 0.1 * (more - 1), body.dome * flat / more, min(body.air + 0.10, 0.8)
@@ -289,8 +292,8 @@ def _frontal(body, traits, rng, size, extra) -> np.ndarray:
             elif finding.name == "atelectasis":
                 low = min([body.base] + [_fluid_level(body, v, s) for f, v in traits.items()
                                          if f.name == "effusion" and f.side in (finding.side, "bilateral")])
-                y = min(low, body.base) - 0.045 if finding.zone == "lower" else ZONE_Y[finding.zone]
-                _bands(film, s * 0.22, y, s, t)
+                at = min(low, body.base) - 0.045 if finding.zone == "lower" else ZONE_Y[finding.zone]
+                _bands(film, s * 0.22, at, s, t)
             elif finding.name in FOCAL:
                 px, py = s * (ZONE_X[finding.zone] + 0.06 * (t[1] - 0.5)), ZONE_Y[finding.zone] + 0.08 * (t[2] - 0.5)
                 opacity(film, finding.name, px, py, t, lung)
@@ -421,8 +424,8 @@ def _lateral(body, traits, rng, size, extra) -> np.ndarray:
             _collapse(film, Finding("pneumothorax", "left"), t, lung, r)
             _collapse(film, Finding("pneumothorax", "right"), t, lung, r)
         elif finding.name == "atelectasis":
-            y = body.base - 0.09 if finding.zone == "lower" else ZONE_Y[finding.zone]
-            _bands(film, 0.08 + 0.03 * s, y, 1, t)
+            at = body.base - 0.09 if finding.zone == "lower" else ZONE_Y[finding.zone]
+            _bands(film, 0.08 + 0.03 * s, at, 1, t)
         elif finding.name == "device":
             film.strokes(lateral_device(finding.side, t), 0.4)
         elif finding.name in FOCAL:

@@ -55,7 +55,6 @@ def read_llama_config(path: Path) -> dict:
             "norm_eps": _number(c, "rms_norm_eps"),
             "rope_theta": theta,
             "rope_scaling": scaling,
-            "max_positions": _integer(c, "max_position_embeddings", largest=MAX_POSITIONS),
             "tie_embeddings": _flag(c, "tie_word_embeddings"),
         }
     except ValueError as error:

@@ -33,7 +33,7 @@ from ..metrics.mesh import IndexedFinding, read_terms
 from ..runs.options import MAX_SEED, option, parse
 from ..runs.terminal import one_line_errors
 
-VERSION = 1  # raise it whenever a film changes
+VERSION = 2  # raise it whenever a film changes
 PLAN = iu_layouts.SIMULATION
 README = """\
 This is a simulation of IU X-ray, made by python -m llamaxr.tools.simulate_iu.

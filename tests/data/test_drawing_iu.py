@@ -71,3 +71,29 @@ def test_a_severity_orders_how_much_of_the_chest_changes(name):
 def test_the_labellers_findings_are_all_drawn():
     kinds = {"fracture", "calcification", "device"}  # drawn by the bone, the place, the thing
     assert set(FINDINGS) - kinds <= {*DRAWN, *EXTRA}
+
+
+@pytest.mark.parametrize("other", [name for name in (*DRAWN, *EXTRA) if name != "effusion"])
+def test_a_finding_is_drawn_whatever_was_drawn_before_it(other):
+    """The index has any order. An effusion after an atelectasis was once drawn where that had left off."""
+    first, effusion = (
+        Finding(other, "right", "lower", "moderate"),
+        Finding("effusion", "left", None, "severe"),
+    )
+    alone, both = (draw(f, np.random.default_rng(0), SIZE, EXTRA) for f in ((first,), (first, effusion)))
+    for view, expected in enumerate(
+        np.abs(np.subtract(draw((effusion,), np.random.default_rng(0), SIZE), normal(0), dtype=float))
+    ):
+        changed = np.abs(np.subtract(both[view], alone[view], dtype=float)) > 10
+        assert 0.4 < changed.sum() / (expected > 10).sum() < 1.6, view
+
+
+def test_a_scoliosis_bends_to_its_side_and_of_two_severities_the_larger_counts():
+    def film(*of):
+        return draw(tuple(Finding("scoliosis", *f) for f in of), np.random.default_rng(0), SIZE)[0]
+
+    left, right, either = (film((side, None, "mild")) for side in ("left", "right", None))
+    assert not np.array_equal(left, right) and any(np.array_equal(either, one) for one in (left, right))
+    severe = film(("left", None, "severe"))
+    for of in (("mild", "severe"), ("severe", "mild")):
+        assert np.array_equal(film(*(("left", None, grade) for grade in of)), severe)

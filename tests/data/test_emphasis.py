@@ -1,7 +1,6 @@
 """The weights of tokens: which sentences weigh more, and that there is one for each target."""
 
 import pytest
-import torch
 
 from llamaxr import fast
 from llamaxr.data.emphasis import batch_weights, token_weights
@@ -47,6 +46,10 @@ def test_there_is_a_weight_for_each_target(base, attach, max_tokens, append_eos)
         assert weights.shape == batch.answers.shape and {*weights.tolist()} <= {1.0, 2.0}
 
 
-def test_a_weight_of_one_changes_nothing(base):
-    model = assemble(base)
-    assert torch.equal(batch_weights(model.tokenizer, [REPORT], 1.0, 0, True).unique(), torch.ones(1))
+def test_the_weights_of_a_batch_are_those_of_its_texts_in_order_each_with_its_end(base):
+    tokenizer, texts = assemble(base).tokenizer, [REPORT, "Scoliosis."]
+    rows = [token_weights(tokenizer, text, 3.0) for text in texts]
+    assert rows[0][0] == 1 and rows[1][0] == 3
+    assert batch_weights(tokenizer, texts, 3.0, 0, True).tolist() == [*rows[0], 1.0, *rows[1], 1.0]
+    assert batch_weights(tokenizer, texts, 3.0, 0, False).tolist() == [*rows[0], *rows[1]]
+    assert batch_weights(tokenizer, texts, 3.0, 9, True).tolist() == [*rows[0][:9], *[*rows[1], 1.0][:9]]

@@ -83,7 +83,6 @@ def test_nf4_of_bitsandbytes_is_read(read):
     *[("num_key_value_heads", v) for v in (0, 5, 64, -8, True)],
     *[("head_dim", v) for v in (0, 1, 127, 2**21, "128", False)],
     *[("intermediate_size", v) for v in (0, 10**7, True, ...)],
-    *[("max_position_embeddings", v) for v in (0, 2**60, None)],
     *[("rms_norm_eps", v) for v in (0, -1e-5, float("inf"), float("nan"), True, "1e-5", ...)],
     *[("rope_theta", v) for v in (0, -1.0, float("inf"), float("nan"), True, "1e4", 10**300, 10**400)],
     *[("rope_scaling", v) for v in (5, "llama3", [1])], ("partial_rotary_factor", 0.5),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llamaxr.decoding import generate
-from llamaxr.llama import KVCache, rope_frequencies
+from llamaxr.llama import KVCache, RMSNorm, rope_frequencies
 from llamaxr.tokenizer import load_tokenizer
 from llamaxr.weights import load_llama
 from tests.conftest import REPORTS, write_base
@@ -19,6 +19,15 @@ transformers = pytest.importorskip("transformers")
 
 LLAMA31 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_equals_transformers_bit_for_bit(dtype):
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    ours, theirs, x = RMSNorm(64, 1e-5), LlamaRMSNorm(64, 1e-5), torch.randn(50, 64) * 3
+    ours.weight.data = theirs.weight.data = torch.rand(64) + 0.5
+    assert torch.equal(ours.to(dtype)(x.to(dtype)), theirs.to(dtype)(x.to(dtype)))
 
 
 @pytest.mark.parametrize("heads", [(4, 4, 16), (4, 2, 16), (8, 1, 8), (4, 2, 32)])

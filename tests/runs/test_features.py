@@ -166,7 +166,8 @@ def test_a_mirrored_radiograph_gives_other_features(vision, studies, tmp_path):
     films = [load_radiograph(path) for path in (studies[0].frontal, tmp_path / "mirrored.png")]
     plain, mirrored = extract_features(vision, films, CPU)[0].float()
     assert (plain - mirrored).norm() > 0.1 * plain.norm()
-    assert (plain - mirrored.flip(-1)).norm() > 0  # nor are they the mirrored features
+    # nor are they the mirrored features: rounding alone is a thousandth
+    assert (plain - mirrored.flip(-1)).norm() > 0.05 * plain.norm()
 
 
 def test_a_network_without_scores_has_features_all_the_same(studies, tmp_path):

@@ -11,7 +11,8 @@ from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
 from llamaxr.fast.generation import packs_in_16_bits
-from llamaxr.lora import LoRALinear
+from llamaxr.lora import LoRALinear, add_lora
+from llamaxr.projector import Projector
 from llamaxr.runs import run
 from llamaxr.runs.options import to_json
 from llamaxr.runs.recipes import apply_recipe
@@ -19,6 +20,7 @@ from llamaxr.runs.run import check_memory, load_features, load_studies, longest_
 from llamaxr.runs.vision_zoo import load_vision
 from llamaxr.tokenizer import load_tokenizer
 from llamaxr.vision import StudyFeatures
+from llamaxr.weights import load_llama
 
 STUDY = Study("a", None, None, "The heart is enlarged.", "train")
 
@@ -59,6 +61,27 @@ def test_a_run_and_its_adapter_name_the_commit_of_a_base_from_the_hub(tmp_path, 
     config = run.checkpoint.peft_config(to_json(options))
     assert (config["base_model_name_or_path"], config["revision"]) == (apply_recipe("ours").base, commit)
     assert run.with_base_commit(apply_recipe("sample")).base == "tiny"
+
+
+def test_a_model_is_built_as_its_options_say():
+    def build(**changes):
+        return run.build(apply_recipe("sample", **changes), torch.device("cpu"))[1]
+
+    model, other = build(rank=4, lora_alpha=8.0, seed=3), build(rank=4, lora_alpha=8.0, seed=4)
+    layers = [[m for m in one.llama.modules() if isinstance(m, LoRALinear)] for one in (model, other)]
+    assert len(layers[0]) == 7 * model.llama.config.n_layers
+    for one, two in zip(*layers, strict=True):
+        assert one.scaling == 2.0 and one.lora_A.shape[0] == 4 and not torch.equal(one.lora_A, two.lora_A)
+    projector, embedding = model.projector, model.llama.embed_tokens.weight.float()
+    spread = embedding[:: -(-len(embedding) // 4096)].std()  # of the words'
+    assert abs(projector.fc2.weight.std() / (spread / (0.34 * embedding.shape[1] ** 0.5)) - 1) < 0.02
+    torch.manual_seed(3)
+    add_lora(load_llama(run.TINY_BASE, "nf4")[0], 4, 8.0)  # draws what the model's own has drawn
+    unnamed = Projector(projector.fc1.in_features, embedding.shape[1], 4, token_std=spread.item())
+    assert torch.equal(unnamed.fc1.weight, projector.fc1.weight)
+    word = lambda w: embedding[model.tokenizer.encode(f" {w}")].mean(0)
+    corner = (projector.place - unnamed.place)[0, 0]  # of the frontal film, on the patient's right
+    torch.testing.assert_close(corner, 2 * (word("upper") + word("right")), rtol=1e-4, atol=1e-5)
 
 
 def test_the_largest_batch_has_the_longest_reports_as_they_are_trained_on():

@@ -127,8 +127,7 @@ def test_the_embedded_network_is_small_frozen_and_tells_images_apart():
     assert not torch.allclose(grids[0], grids[1])
 
 
-def test_the_embedded_networks_outputs_stay_as_they_are():
-    # Cached features, the demo and its tests depend on these numbers.
+def test_features_and_scores_are_those_of_the_bare_network():
     vision = load_vision("tiny")
     assert vision.op_threshs is None and vision.has_scores
     net = Vision(TINY).eval()
