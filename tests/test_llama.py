@@ -105,9 +105,12 @@ def test_a_head_that_is_read_in_pieces_gives_all_logits_in_order(dtype):
 
 def test_angles_are_in_fp32_whatever_the_model_computes_in(model, monkeypatch):
     ropes, real = [], Block.forward
-    monkeypatch.setattr(
-        Block, "forward", lambda self, x, rope, *rest: ropes.append(rope) or real(self, x, rope, *rest)
-    )
+
+    def forward(self, x, rope, *rest):
+        ropes.append(rope)
+        return real(self, x, rope, *rest)
+
+    monkeypatch.setattr(Block, "forward", forward)
     model.bfloat16()(torch.zeros(1, 4, dtype=torch.long))
     assert len(ropes) == 2 and all(part.dtype == torch.float32 for rope in ropes for part in rope)
 

@@ -52,9 +52,8 @@ def test_a_batch_holds_the_grids_and_the_views_of_its_studies_in_order(model):
 
 
 def test_each_view_is_named_and_its_scores_follow_its_name(base):
-    lone = assemble(base).tokenizer.decode(
-        [i for i in assemble(base).prompt(study(2, views=(1,))) if i != SLOT]
-    )
+    model = assemble(base)
+    lone = model.tokenizer.decode([i for i in model.prompt(study(2, views=(1,))) if i != SLOT])
     assert "lateral view:" in lone and "frontal view:" not in lone
     model, both = assemble(base, "scores"), study(1)
     text = model.tokenizer.decode(model.prompt(both))

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -437,21 +436,20 @@ def test_beams_and_sampling_give_a_report_and_a_seed_repeats_it(run, images, cap
     (beam,) = printed_reports(capsys, *rest, "--beams", 2)
     first, again, other = (printed_reports(capsys, *rest, "--temperature", 2, "--seed", s) for s in (0, 0, 1))
     assert beam and first == again != other
-    greedy = printed_reports(capsys, *rest)
-    assert (
-        printed_reports(capsys, *rest, "--temperature", 2, "--top-p", 1e-6) == greedy
-    )  # the likeliest alone
+    likeliest = printed_reports(capsys, *rest, "--temperature", 2, "--top-p", 1e-6)
+    assert likeliest == printed_reports(capsys, *rest)
 
 
 @pytest.fixture
 def phantoms(tmp_path):
-    """Two studies of two drawn films; the first is the README's."""
+    """Two drawn studies: the README's, and one of a frontal film alone."""
     studies = []
     for i in (3627, 3628):
-        paths = [tmp_path / f"{i}-{view}.png" for view in (0, 1)]
-        for path, film in zip(paths, phantom(0, i)[1], strict=True):
+        films = phantom(0, i)[1]
+        paths = [tmp_path / f"{i}-{view}.png" for view in range(len(films))]
+        for path, film in zip(paths, films, strict=True):
             Image.fromarray(film).save(path)
-        studies.append(Study(str(i), *paths, "", "test"))
+        studies.append(Study(str(i), *[*paths, None][:2], "", "test"))
     return studies
 
 
@@ -464,8 +462,8 @@ def test_the_demo_writes_what_the_readme_shows(phantoms, capsys):
 def test_studies_of_one_and_of_two_views_have_the_reports_that_each_has_alone(phantoms):
     """With filler at the left of the shorter prompt."""
     _, vision, model, _ = open_run(DEMO, "cpu")
-    studies = [phantoms[0], replace(phantoms[1], lateral=None)]
-    features = study_features(vision, studies, torch.device("cpu"))
+    features = study_features(vision, phantoms, torch.device("cpu"))
+    assert [len(of_study.views) for of_study in features] == [2, 1]
     alone = [reports._generate(model, [of_study], 60)[0] for of_study in features]
     assert reports._generate(model, features, 60) == alone and alone[0] != alone[1]
 
