@@ -135,7 +135,7 @@ def peer(folder: Path, n_prompt: int, n_report: int) -> dict:
     with Peak() as load:
         # Unquantised weights stay in bf16, as stored: in fp32 they would take twice the memory.
         model = LlamaForCausalLM.from_pretrained(folder, quantization_config=nf4, dtype=torch.bfloat16)
-    # As PEFT recommends: unquantised weights in fp32 (this CPU emulates bf16 arithmetic), blocks recomputed.
+    # As PEFT recommends: unquantised weights in fp32, blocks recomputed.
     model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=list(TARGETS)))
     model.train()

@@ -124,9 +124,11 @@ def machine() -> dict:
     """Machine, commit and date."""
     import torch
 
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cpu = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", cpu)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HOME, capture_output=True, text=True)
     return {"cpu": model.group(1) if model else platform.machine(), "cores": os.cpu_count(),
+            "avx512_bf16": "avx512_bf16" in cpu,
             "python": platform.python_version(), "torch": torch.__version__,
             "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
