@@ -14,12 +14,14 @@ from llamaxr.data.emphasis import token_weights
 from llamaxr.data.outline import outline_line, with_outline
 from llamaxr.data.repeat import repeat_rare
 from llamaxr.data.study import Study
+from llamaxr.errors import UserError
 from llamaxr.lora import add_lora
 from llamaxr.model import LlamaXR
 from llamaxr.projector import Projector
 from llamaxr.prompt import IGNORE
 from llamaxr.runs.checkpoint import adapter_tensors
 from llamaxr.runs.features import study_features
+from llamaxr.runs.log import check_finite
 from llamaxr.runs.recipes import apply_recipe
 from llamaxr.runs.run import TINY_BASE, training_splits
 from llamaxr.runs.vision_zoo import load_vision
@@ -183,3 +185,12 @@ def test_rare_findings_are_drawn_more_often():
     drawn, _ = training_splits(apply_recipe("ours", repeat_rare=0.8), pairs)
     assert sum(s.id == "19" for _, s in drawn) == 4  # sqrt(0.8 / 0.05)
     assert len(training_splits(apply_recipe("ours", repeat_rare=0.0), pairs)[0]) == 20
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "val_loss"])
+def test_a_step_that_went_wrong_is_not_saved(name, tmp_path):
+    line = {"step": 7, "loss": 1.0, "grad_norm": 2.0, "val_loss": 1.5}
+    check_finite(line, tmp_path)
+    check_finite({"step": 7, "loss": 1.0, "grad_norm": 2.0}, tmp_path)
+    with pytest.raises(UserError, match=f"the {name} is inf at step 7; the last good checkpoint is none yet"):
+        check_finite(line | {name: math.inf}, tmp_path)

@@ -97,14 +97,14 @@ def read_log(path: Path) -> list[dict]:
 
 
 def check_finite(line: dict, run: Path) -> None:
-    """UserError if a loss of this step is NaN or infinite. The validation loss is the first to show that a
-    step went wrong."""
-    for loss in (line["loss"], line.get("val_loss", 0.0)):
-        if not math.isfinite(loss):
+    """UserError if a loss of this step, or the norm of its gradient, is NaN or infinite. The loss is that
+    before the step: the other two tell that the step itself went wrong, before it is saved."""
+    for name in ("loss", "grad_norm", "val_loss"):
+        if not math.isfinite(value := line.get(name, 0.0)):
             last = checkpoint.last(run) if checkpoint.has_checkpoint(run) else "none yet"
             raise UserError(
-                f"the loss is {loss} at step {line['step']}; the last good checkpoint is {last}; train again "
-                "with a lower --lr and --projector-lr"
+                f"the {name} is {value} at step {line['step']}; the last good checkpoint is {last}; train "
+                "again with a lower --lr and --projector-lr"
             )
 
 
