@@ -86,7 +86,7 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
 def read_options(run: Path) -> TrainOptions:
     """The options of a run, from its config.json. UserError if it is no run, or of another version."""
     options = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
-    elsewhere = options.cache and not options.cache.parent.is_dir()  # on the machine that trained it
+    elsewhere = options.cache and not os.path.isdir(options.cache.parent)  # on the machine that trained it
     return replace(options, cache=None) if elsewhere else options
 
 
