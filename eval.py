@@ -129,10 +129,10 @@ def prepare_run(options: EvalOptions) -> tuple:
                 "max_tokens": options.max_tokens, "plain": trained.plain, "vision": trained.vision,
                 "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked,
                 "unlike_training": unlike.share(step.known, [f for f, _ in chosen])}  # fmt: skip
+    made_of = to_json(trained) | {"root": str(options.root or trained.root), "split": options.split,
+               "device": device.type, "weights": checkpoint.sha256(model)}  # fmt: skip
     if not trained.plain:
         runs.prepare_for_generation(model, device, options.batch, options.max_tokens)
-    made_of = to_json(trained) | {"root": str(options.root or trained.root), "weights": step.sha256,
-               "split": options.split, "device": device.type}  # fmt: skip
     generated = reports.generate_reports(model, chosen, options.batch, options.max_tokens, out, made_of)
     if not distributed.is_main_process():
         sys.exit()  # only the main process scores the reports

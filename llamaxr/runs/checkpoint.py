@@ -130,12 +130,11 @@ def last(run: Path) -> Path:
 
 
 class Loaded(NamedTuple):
-    """A checkpoint that was loaded: its folder, which may have gone since, what it says of the training
-    images, and the SHA-256 of its weights."""
+    """A checkpoint that was loaded: its folder, which may have gone since, and what it says of the training
+    images."""
 
     folder: Path
     known: unlike.Known | None
-    sha256: str
 
 
 def load_last(run: Path, model: LlamaXR) -> Loaded:
@@ -145,8 +144,8 @@ def load_last(run: Path, model: LlamaXR) -> Loaded:
         folder = last(run)
         try:
             load(folder, model)
-            loaded = Loaded(folder, unlike.read(folder), _sha256(folder / ADAPTER, folder / PROJECTOR))
-        except (UserError, OSError):
+            loaded = Loaded(folder, unlike.read(folder))
+        except UserError:
             if folder.is_dir():
                 raise
         else:
@@ -154,11 +153,12 @@ def load_last(run: Path, model: LlamaXR) -> Loaded:
                 return loaded
 
 
-def _sha256(*paths: Path) -> str:
+def sha256(model: LlamaXR) -> str:
+    """Of what was trained, LoRA and the projector, by name: as long as nothing is merged."""
     digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, tensor in _to_cpu(adapter_tensors(model) | model.projector.state_dict()).items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()
 
 

@@ -100,13 +100,19 @@ def check_parts(options: TrainOptions) -> None:
     or downloaded."""
     if options.root is not None and not options.root.exists():
         raise UserError(f"the data set {options.root} does not exist; check --root")
+    check_networks(options)
+    (options.cache or CACHE).mkdir(parents=True, exist_ok=True)
+    if options.adapter is not None:
+        checkpoint.read_adapter(options.adapter, options.rank, options.lora_alpha)
+
+
+def check_networks(options: TrainOptions) -> None:
+    """UserError for a vision network or a base that the options name and that is not there. What can be
+    downloaded counts as there."""
     if options.vision not in ("tiny", *KNOWN) and not Path(options.vision).is_file():
         raise UserError(f"vision weights {options.vision} do not exist; check --vision")
     if options.base != "tiny" and options.base.count("/") != 1:
         base_folder(options)  # which is no hub id, so nothing is downloaded
-    (options.cache or CACHE).mkdir(parents=True, exist_ok=True)
-    if options.adapter is not None:
-        checkpoint.read_adapter(options.adapter, options.rank, options.lora_alpha)
 
 
 @contextlib.contextmanager
@@ -332,14 +338,14 @@ def open_run(
     options = read_options(run)
     checkpoint.last(run)  # none is refused now, and not after minutes
     try:
-        check_parts(replace(options, root=None, adapter=None))  # which no report needs
+        check_networks(options)
     except UserError as error:
         raise UserError(f"{error}, or write where it is now into {run}/config.json") from None
     own_device = distributed.init(pick_device(device))
     options = replace(options, plain=plain)
     vision, model = build(options, own_device)
     step = checkpoint.load_last(run, model)
-    while len({*distributed.all_gather(step.sha256)}) > 1:  # a run that is being trained saved one meanwhile
+    while len({*distributed.all_gather(step.folder.name)}) > 1:  # training saved one meanwhile
         step = checkpoint.load_last(run, model)
     return options, vision, model.eval(), step
 
