@@ -56,7 +56,7 @@ class EvalOptions:
     limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0, at_most=10**7)
     batch: int = option(32, "studies generated together", at_least=1, at_most=4096)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
-    seed: int = option(0, "seed of the swapped and random reports", at_least=0, at_most=MAX_SEED - 99)
+    seed: int = option(0, "seed of the swapped, random and constant reports", at_least=0, at_most=MAX_SEED)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     plain: bool = option(False, PLAIN_HELP)
     root: Path | None = option(None, "where --data is, or the run's data set if it has moved")
@@ -111,7 +111,7 @@ def prepare_run(options: EvalOptions) -> tuple:
     of val and of the nearest training images, the settings, the folder for results, views_of for the page."""
     run = options.run or runs.default_run()
     trained = runs.read_options(run)
-    checkpoint.last(run)  # a run without one is refused now, not after minutes; references_of does the same
+    checkpoint.last(run)  # a run without one is refused now, not after minutes; so are too few studies
     distributed.init(runs.pick_device(options.device))
     with distributed.main_process_first():
         studies = runs.load_studies(replace(trained, root=options.root or trained.root), distributed.warn)
@@ -145,7 +145,7 @@ def prepare_run(options: EvalOptions) -> tuple:
 
 
 def references_of(pairs: list, trained: recipes.TrainOptions, options: EvalOptions) -> tuple:
-    """Of (features, study) pairs: those of train, of val and of the split, its ids, and the Evaluation to be.
+    """The (features, study) pairs of train, of val and of the split, its ids, and the Evaluation to be.
     UserError if they are too few, or do not fit --against or --labels."""
     train, val, chosen = runs.evaluated_split(pairs, options.split, options.limit)
     ids, references = ([getattr(study, key) for _, study in chosen] for key in ("id", "report"))

@@ -33,7 +33,7 @@ from llamaxr.runs.terminal import one_line_errors
 class GenerateOptions:
     run: Path | None = option(None, RUN_HELP)
     each: bool = option(False, "each image is a study of its own, not one frontal and one lateral")
-    json: bool = option(False, "print one JSON object per study: images, report, run")
+    json: bool = option(False, "print one JSON object per study: report, findings, how unlike training it is")
     temperature: float = option(0.0, "0 is greedy decoding; above 0, sample", at_least=0, at_most=10)
     top_p: float = option(1.0, "sample from the top tokens of this probability", above=0, at_most=1)
     beams: int = option(1, "beams of beam search; 1 means none", at_least=1, at_most=64)
@@ -65,23 +65,23 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{about}\n{note}No output of this program is for clinical use.", file=sys.stderr)
     unreadable = [] if options.each else None  # --each: these get a warning, the others a report
     features = study_features(vision, studies, device, unreadable=unreadable)
-    pairs = [(study, f) for study, f in zip(studies, features, strict=True) if f.views]
+    pairs = [(f, study) for f, study in zip(features, studies, strict=True) if f.views]
     likeness = unlike.judge(checkpoint.known, pairs, warn)  # warns of images of another kind
     generator = torch.Generator(device).manual_seed(options.seed)
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "generator": generator}
     with torch.inference_mode():
         for i in range(0, len(pairs), options.batch):
-            batch = model.collate([f for _, f in pairs[i : i + options.batch]]).to(device)
-            prompts = model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens
+            batch = model.collate([f for f, _ in pairs[i : i + options.batch]]).to(device)
+            inputs = model.embed(batch), batch.padding, model.tokenizer.eos_ids, options.max_tokens
             if len(studies) == 1 and not options.json and options.beams == 1:
-                steps = stream(model.llama, *prompts, **sampling)
+                steps = stream(model.llama, *inputs, **sampling)
                 return print_stream(model.tokenizer, steps, trained.outline)
             if options.beams > 1:
-                rows = beam_search(model.llama, *prompts, options.beams)
+                rows = beam_search(model.llama, *inputs, options.beams)
             else:
-                rows = generate(model.llama, *prompts, **sampling)
+                rows = generate(model.llama, *inputs, **sampling)
             for j, row in enumerate(rows, start=i):
-                study, _ = pairs[j]
+                _, study = pairs[j]
                 outline, report = split_outline(model.tokenizer.decode(row))
                 if options.json:
                     findings = {"findings": outline} if trained.outline else {}

@@ -24,7 +24,7 @@ from llamaxr.data.emphasis import batch_weights  # sentences that assert a findi
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
 from llamaxr.fast.optimizer import adamw8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
-from llamaxr.runs import checkpoint, distributed, unlike  # torchrun; images unlike the training images
+from llamaxr.runs import checkpoint, distributed, unlike  # torchrun; what images are known, to warn of others
 from llamaxr.runs import run as runs  # finds a run's folder, its data, its vision network, its model
 from llamaxr.runs.distributed import is_main_process, warn  # warn: a line on stderr
 from llamaxr.runs.log import catch_signals, check_finite, finish, open_log, progress_bar, write_line
@@ -143,14 +143,14 @@ def pairs_of_step(train: list, step: int, options: TrainOptions) -> list[list]:
 
 
 def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = math.inf) -> Batch:
-    """(features, study) pairs -> what this step learns from, on the model's device; no step: to validate."""
+    """(features, study) pairs -> Batch on the model's device. No step: to validate, without weights."""
     features, texts = [f for f, _ in pairs], [study.report for _, study in pairs]
     outline_alone = options.outline and step <= options.outline_share * options.steps
     if options.outline:
         texts = [outline_line(with_outline(r)) if outline_alone else with_outline(r) for r in texts]
     form = options.max_report_tokens, not outline_alone  # where a text is cut, and whether it has an end
     batch = model.collate(features, texts, *form)
-    if step <= options.steps and options.finding_weight != 1:  # not to validate
+    if step <= options.steps and options.finding_weight != 1:  # val_loss is unweighted
         batch = replace(batch, weights=batch_weights(model.tokenizer, texts, options.finding_weight, *form))
     return batch.to(model.projector.place.device)
 
@@ -165,7 +165,7 @@ def schedule(step: int, options: TrainOptions) -> float:
 
 @torch.inference_mode()
 def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
-    """Mean loss per report token of the val studies, which the processes share. No dropout: no eval()."""
+    """Mean loss per report token of the val studies, sharded over the processes. No dropout: no eval()."""
     total, count = 0.0, 0
     for i in range(0, len(val), options.batch):
         if pairs := distributed.shard(val[i : i + options.batch]):

@@ -27,8 +27,9 @@ def stream(
     """Yield at each step the next token of each row, or None for a row that has ended (EOS is not yielded).
 
     x (batch, time, dim): embedded prompts, with `padding` (batch,) positions of filler at the left.
-    temperature 0 is greedy; above 0, tokens are drawn from the smallest set that holds probability top_p
-    (Holtzman et al. 2020) by `generator`, on x's device. Ends when all rows have, or after max_tokens.
+    temperature 0 is greedy; so is 1e-3, since less would overflow. Above, tokens are drawn from the smallest
+    set that holds probability top_p (Holtzman et al. 2020) by `generator`, on x's device. Ends when all rows
+    have, or after max_tokens.
     """
     batch, time, _ = x.shape
     cache = KVCache(llama.config, batch, time + max_tokens, x.device, x.dtype)
@@ -36,7 +37,7 @@ def stream(
     hidden = llama.hidden(x, padding, cache)  # (batch, time, dim)
     for remaining in range(max_tokens, 0, -1):
         logits = llama.logits(hidden[:, -1]).float()  # (len(rows), vocab)
-        tokens = logits.argmax(-1) if temperature == 0 else sample(logits, temperature, top_p, generator)
+        tokens = sample(logits, temperature, top_p, generator) if temperature > 1e-3 else logits.argmax(-1)
         step: list[int | None] = [None] * batch
         for row, token in zip(rows, tokens.tolist(), strict=True):
             ended[row] = ended[row] or token in eos_ids
@@ -77,7 +78,7 @@ def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def generate(
     llama: Llama, x: Tensor, padding: Tensor | None, eos_ids: tuple[int, ...], max_tokens: int, **sampling
-):
+) -> list[list[int]]:
     """Run `stream` to its end: the tokens of each row, without EOS."""
     rows: list[list[int]] = [[] for _ in range(x.shape[0])]
     for step in stream(llama, x, padding, eos_ids, max_tokens, **sampling):
@@ -100,7 +101,7 @@ def beam_search(
 
     x (batch, time, dim). Each step looks at the 2 * n_beams best continuations of a row: those that end are
     stored with their score, and the n_beams best of the others go on. A row is done when n_beams reports have
-    ended and no beam that goes on has a better score.
+    finished and no beam that goes on beats the worst of them.
     """
     batch, time, _ = x.shape
     device, vocab = x.device, llama.config.vocab_size
@@ -112,33 +113,33 @@ def beam_search(
     logits = logits.repeat_interleave(n_beams, 0)  # (batch * n_beams, vocab)
     scores = torch.full((batch, n_beams), -torch.inf, device=device)
     scores[:, 0] = 0.0  # all beams are equal at first: only one of them may go on
-    texts: list[list[int]] = [[] for _ in range(batch * n_beams)]
-    ended: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+    beams: list[list[int]] = [[] for _ in range(batch * n_beams)]
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
     done = [False] * batch  # a row that is done offers nothing, so that it does not depend on its neighbours
     for step in range(1, max_tokens + 1):
         log_probs = logits.float().log_softmax(-1).view(batch, n_beams, vocab)
         total = (scores[:, :, None] + log_probs).flatten(1)  # (batch, n_beams * vocab)
         best, index = (t.tolist() for t in total.topk(min(2 * n_beams, total.shape[1]), dim=-1))
-        going_on, chosen, tokens = [], [], []
+        kept_scores, chosen, tokens = [], [], []
         for row in range(batch):
             active: list[tuple[float, int, int]] = []
             offers = [] if done[row] else zip(best[row], index[row], strict=True)
             for score, i in offers:
                 beam, token = row * n_beams + i // vocab, i % vocab
                 if token in eos_ids:
-                    ended[row].append((score / step, texts[beam]))
+                    finished[row].append((score / step, beams[beam]))
                 elif len(active) < n_beams:
                     active.append((score, beam, token))
             # Done, or fewer continuations than beams (several EOS ids): fill up with beams that cannot win.
             active += [(-torch.inf, row * n_beams, 0)] * (n_beams - len(active))
-            ended[row] = sorted(ended[row], key=lambda e: -e[0])[:n_beams]
-            going_on.append([g[0] for g in active])
+            finished[row] = sorted(finished[row], key=lambda e: -e[0])[:n_beams]
+            kept_scores.append([g[0] for g in active])
             chosen += [g[1] for g in active]
             tokens += [g[2] for g in active]
-        texts = [[*texts[beam], token] for beam, token in zip(chosen, tokens, strict=True)]
-        scores = torch.tensor(going_on)  # (batch, n_beams)
+        beams = [[*beams[beam], token] for beam, token in zip(chosen, tokens, strict=True)]
+        scores = torch.tensor(kept_scores)  # (batch, n_beams)
         leading = (scores[:, 0] / step).tolist()
-        done = [len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(ended, leading, strict=True)]
+        done = [len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(finished, leading, strict=True)]
         if step == max_tokens or all(done):
             break
         scores = scores.to(device)
@@ -146,5 +147,5 @@ def beam_search(
         new = llama.embed(torch.tensor(tokens, device=device))[:, None]  # (batch * n_beams, 1, dim)
         logits = llama.logits(llama.hidden(new, padding, cache)[:, -1])
     for row in range(batch):  # reports that max_tokens cut off compete with those that ended
-        ended[row].append((leading[row], texts[row * n_beams]))
-    return [max(e, key=lambda candidate: candidate[0])[1] for e in ended]
+        finished[row].append((leading[row], beams[row * n_beams]))
+    return [max(e, key=lambda candidate: candidate[0])[1] for e in finished]

@@ -26,8 +26,8 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(bottleneck, growth_rate, kernel_size=3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        new = self.conv1(F.relu(self.norm1(x), inplace=True))
-        new = self.conv2(F.relu(self.norm2(new), inplace=True))
+        new = self.conv1(F.relu(self.norm1(x), inplace=True))  # (n, bottleneck, side, side)
+        new = self.conv2(F.relu(self.norm2(new), inplace=True))  # (n, growth_rate, side, side)
         return torch.cat([x, new], dim=1)
 
 
@@ -46,7 +46,7 @@ def transition(channels: int) -> nn.Sequential:
 
 
 class DenseNet(nn.Module):
-    """Images (n, in_channels, 224, 224) -> (n, n_classes). `features` gives the grid, (n, channels, 7, 7)."""
+    """Images (n, in_channels, 224, 224) -> (n, n_classes). `features`: (n, channels, 7, 7), before a ReLU."""
 
     def __init__(
         self,

@@ -121,7 +121,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, time, _ = x.shape
         heads = lambda y: y.view(batch, time, -1, self.head_dim).transpose(1, 2)
         q = rotate(heads(self.q_proj(x)), *rope)  # (batch, n_heads, time, head_dim)
@@ -158,7 +158,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -209,7 +209,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., dim) -> logits (..., vocab_size)."""
-        # A 16-bit head is widened in pieces: LLaMA 3.1 8B's takes 2 GiB in fp32. (To train, all are kept.)
+        # A 16-bit head is widened in pieces: LLaMA 3.1 8B's takes 2 GiB in fp32. (Autograd keeps them all.)
         pieces = self.head_weight.split(2**15)
         return torch.cat([F.linear(hidden, rows.to(hidden.dtype)) for rows in pieces], dim=-1)
 

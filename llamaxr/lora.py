@@ -1,6 +1,6 @@
 """LoRA: what learns in a frozen language model (Hu et al. 2021).
 
-A linear layer y = W x keeps its W. Beside it stand two thin matrices, A (rank, in) and B (out, rank):
+A linear layer y = W x keeps its W. Beside it are two thin matrices, A (rank, in) and B (out, rank):
 
     y = W x + (alpha / rank) B A x
 

@@ -19,7 +19,7 @@ from .prompt import IGNORE, SLOT, Example, study_prompt, with_report
 from .tokenizer import Tokenizer
 from .vision import PATHOLOGIES, StudyFeatures
 
-FILLER = 0  # any id does: filler has no target, and no position attends to it
+FILLER = 0  # any id does: filler has no target, and only filler attends to it
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Batch:
     attention never reaches it) and at the left to generate (all reports then begin at the same place).
     grids (n, channels, 7, 7), views (n,): all views of the batch, in order.
     answers (n_targets,), slots (n_slots,): the positions with a target, and those of soft tokens in reading
-    order, as indices into ids.flatten(). Found here, on the CPU: it would have to wait for a GPU's answer.
+    order, as indices into ids.flatten(). Found in join: on a GPU, nonzero() would make the CPU wait.
     padding (batch,): how much filler is at the left of each row; None where there is none.
     weights (n_targets,): how much each target counts in the loss; None where all count 1.
     """
@@ -113,7 +113,7 @@ class LlamaXR(nn.Module):
         return x.flatten(0, 1).index_copy(0, batch.slots, soft_tokens).view(x.shape)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy, weighted and summed over the report tokens of the batch: ().
+        """Cross-entropy in nats, weighted and summed over the report tokens of the batch: ().
 
         The sum, not the mean: a caller that accumulates batches must divide by the tokens of all of them,
         or a token of a short batch would weigh more.

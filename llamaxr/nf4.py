@@ -14,7 +14,7 @@ Quantising loses precision once, at loading: the base learns nothing. Dequantisi
 
     forward    y  = x W^T        W is dequantised, used and dropped
     backward   dx = dy W         W is dequantised again rather than kept in memory in between
-    (no dW: the base is frozen; what learns stands beside it, in lora.py)
+    (no dW: the base is frozen; what learns is beside it, in lora.py)
 
 bitsandbytes does all of this. On CUDA a few rows of x take its fused kernel, which never writes W out.
 `dequantise` spells out what its kernels compute, and a test holds the two equal bit for bit.
@@ -35,7 +35,7 @@ LEVELS = torch.tensor([
 class NF4Linear(nn.Module):
     """y = x W^T with W frozen in NF4: (..., in_features) -> (..., out_features), in x's dtype.
 
-    packed (out * in / 2, 1): two codes per byte. state: bitsandbytes' QuantState. In no state dict.
+    packed (out * in / 2, 1): two codes per byte. state: QuantState. Neither .to() nor state_dict() sees them.
     """
 
     def __init__(self, packed: Tensor, state):

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .radiograph import VIEWS
+
 PLACE_WORDS = ("upper", "mid", "lower", "left", "right")
 
 
@@ -28,15 +30,15 @@ class Projector(nn.Module):
     projected starts near it, since a frozen model makes nothing of inputs a hundred times too large.
     """
 
-    def __init__(self, in_channels: int, dim: int, grid: int = 7, n_views: int = 2, token_std: float = 1.0):
+    def __init__(self, in_channels: int, dim: int, grid: int = 7, token_std: float = 1.0):
         super().__init__()
         self.grid = grid
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
         self.fc1 = nn.Linear(in_channels, dim)
         self.fc2 = nn.Linear(dim, dim)
-        row, column = torch.randn(n_views, grid, 1, dim), torch.randn(n_views, 1, grid, dim)
-        self.place = nn.Parameter((row + column).flatten(1, 2) * token_std / 2)  # (n_views, n_tokens, dim)
+        row, column = torch.randn(len(VIEWS), grid, 1, dim), torch.randn(len(VIEWS), 1, grid, dim)
+        self.place = nn.Parameter((row + column).flatten(1, 2) * token_std / 2)  # (views, n_tokens, dim)
         # fc1's default init and GELU turn inputs of std 1 into a root mean square near 0.34. Undo that.
         nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
         nn.init.zeros_(self.fc2.bias)

@@ -65,7 +65,7 @@ def study_prompt(
         instruction += SCORES_INSTRUCTION.format(n=len(pathologies), names=", ".join(pathologies))
         rows = zip(VIEWS, scores * 2 if len(scores) == 1 else scores, strict=True)
         segments += [(f"{name} view: " + ", ".join(f"{s:.3f}" for s in row), 0) for name, row in rows]
-    # The text is cut at the slots; what is between two slots is tokenised as one piece.
+    # The text is cut at the slots; what is between two views' slots is encoded at once.
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     text, after = prompt_text("\0", instruction).split("\0")  # before and after the input
     for i, (words, n_slots) in enumerate(segments):
@@ -85,13 +85,13 @@ def with_report(
 ) -> Example:
     """Prompt, report and EOS, with loss on report and EOS only.
 
-    max_report_tokens > 0 cuts longer reports. A report that is cut has no EOS, since it does not end there;
-    neither has one that is only a beginning (append_eos=False).
+    max_report_tokens > 0 limits report and EOS together. A report that is cut has no EOS, since it does not
+    end there; neither has one that is only a beginning (append_eos=False).
     """
-    answer = tokenizer.encode(report) + ([tokenizer.eos_ids[0]] if append_eos else [])
+    report_ids = tokenizer.encode(report) + ([tokenizer.eos_ids[0]] if append_eos else [])
     if max_report_tokens:
-        answer = answer[:max_report_tokens]
-    ids = prompt + answer
-    # Position i predicts id i + 1, so the last token of the prompt is the first that carries loss.
-    targets = [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
+        report_ids = report_ids[:max_report_tokens]
+    ids = prompt + report_ids
+    # Position i predicts id i + 1, so the prompt's last position has the first target.
+    targets = [IGNORE] * (len(prompt) - 1) + report_ids + [IGNORE]
     return Example(ids, targets)

@@ -25,7 +25,7 @@ def load_radiograph(path: str | Path) -> Tensor:
 
     Raises UserError where the file cannot be read (files/images.py says when) or is one grey all over.
     """
-    with open_pixels(path) as (pixels, maximum):  # (height, width) in 0..maximum; counted while it is held
+    with open_pixels(path) as (pixels, maximum):  # (height, width) in 0..maximum; memory is bounded inside
         radiograph = torch.from_numpy(normalise(centre_crop(pixels), maximum))[None]  # (1, side, side)
         # Antialiased: without it a fine line of a 2048-pixel radiograph falls between the samples.
         radiograph = F.interpolate(radiograph[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]

@@ -31,8 +31,9 @@ def load_llama(
 ) -> tuple[Llama, Tokenizer]:
     """Load a checkpoint: its folder, or its id on the Hugging Face hub (found in the cache, or downloaded).
 
-    quantize: "nf4" holds the blocks' linears in 4 bits, None leaves them in dtype (those that are stored in
-    NF4 stay in NF4). dtype: what the model computes in. nf4: the class that holds a linear in 4 bits.
+    quantize: "nf4" holds the blocks' linears in 4 bits, None leaves them in dtype; what a checkpoint stores
+    in NF4 stays, and then nothing else is quantised. dtype: what the model computes in. nf4: the class that
+    holds a linear in 4 bits.
     Raises UserError for anything that is not such a checkpoint, naming the file and the tensor.
     """
     assert quantize in (None, "nf4"), quantize
@@ -62,7 +63,7 @@ def load_llama(
                 setattr(model.get_submodule(parent), child, linear)
             else:
                 weight = stored.read(key)
-                # 16 bits are kept: widening them as they are used is exact, and saves 2 GiB of an 8B in fp32.
+                # In a 4-bit model 16 bits stay: widening them in use is exact, and saves 2 GiB of an 8B.
                 stays = in_4_bits and child in ("embed_tokens", "lm_head") and dtype == torch.float32
                 weight = weight.to(device, weight.dtype if stays else dtype)
                 setattr(model.get_submodule(module), kind, nn.Parameter(weight, requires_grad=False))

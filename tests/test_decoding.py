@@ -60,6 +60,7 @@ def test_drawing_repeats_with_its_seed_and_a_tiny_nucleus_is_greedy(llama):
     )
     assert draw(1, temperature=2.0) == draw(1, temperature=2.0) != draw(2, temperature=2.0)
     assert draw(1, temperature=2.0, top_p=1e-6) == generate(llama, x, None, (99,), 20)
+    assert draw(1, temperature=1e-40) == generate(llama, x, None, (99,), 20)  # logits / 1e-40 are infinite
 
 
 def test_drawn_tokens_follow_the_distribution_cut_to_its_nucleus():

@@ -3,6 +3,9 @@
 In: for each study, the true and the predicted findings (findings.py's `locate` or `find`; mesh.py's). Out:
 for each study and class, whether it is right, on the wrong side, missed (omission) or invented
 (hallucination); and over all studies precision, recall and F1, each with its 95% bootstrap interval.
+
+Micro rates pool all decisions. Macro rates are means over the classes that some true report has: the same
+classes for every system, where those that it predicts itself would differ.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -151,8 +154,8 @@ def sample_tally(
 
 def _means(by_class: np.ndarray, each: np.ndarray) -> np.ndarray:
     """Outcomes (r, class, 4) and rates (r, class, 3) of some classes -> micro, then macro rates: (r, 6)."""
-    micro, occurs = _rates(by_class.sum(1)), by_class.any(2)[..., None]  # (r, 3), (r, class, 1)
-    macro = _ratio((np.nan_to_num(each) * occurs).sum(1), occurs.sum(1))
+    micro, is_true = _rates(by_class.sum(1)), by_class[..., :3].any(2)[..., None]  # (r, 3), (r, class, 1)
+    macro = _ratio((np.nan_to_num(each) * is_true).sum(1), is_true.sum(1))
     return np.hstack([micro, np.where(np.isnan(micro), np.nan, macro)])
 
 

@@ -1,4 +1,4 @@
-"""The table of scores: a system's reports beside floors that never see the image, for groups of studies.
+"""The table of scores: a system's reports beside the floors, for groups of studies.
 
 In: each study's true report and findings; the reports that a system wrote; training reports for the floors.
 Out: for each group of studies and each system, every score with its 95% interval, and its difference from the
@@ -6,14 +6,15 @@ system under test, paired by study. What is undefined is None.
 
 The systems: `system`, the one under test; `against`, another one; `swapped`, the system's reports given to
 other studies; `constant`, one report for all; `random`, training reports drawn at random; `nearest`, the
-report of the training study with the most similar image. For a system that writes outlines
-(data/outline.py): `template`, the outlines told in training sentences, without a language model; `outline`,
-the findings that they name, scored as findings only.
+report of the training study with the most similar image; `frequent`, the findings that are best told of
+every study. For a system that writes outlines (data/outline.py): `template`, the outlines told in training
+sentences, without a language model; `outline`, the findings that they name. `frequent` and `outline` have
+scores of findings only.
 
 Swapping reports is the same as swapping images: a system that reads nothing but the images writes, for study
-i with the images of study j, what it wrote for study j. So this test generates nothing and works for any
-system. It is done in several seeded orders; the table has the mean over them, the lowest and the highest, and
-its differences are those of the first.
+i with the images of study j, what it wrote for study j. So this test generates nothing, and works for any
+such system. It is done in several seeded orders; the table has the mean over them, the lowest and the
+highest, and its differences are those of the first.
 
 Findings are found by findings.py, or by anyone's labeller: a report that it has no labels for has none, and
 then its system has no scores of findings. `extra` are anyone's scores of a study.
@@ -31,7 +32,7 @@ from .findings import FINDINGS, OTHER, locate
 N_SWAPS = 5
 MAX_SWAPPED = 20_000  # studies; with more, this many are drawn: a proportion's standard error is below 0.004
 SYSTEM, SWAPPED, CONSTANT, RANDOM, NEAREST = "system", "swapped", "constant", "random", "nearest"
-AGAINST, TEMPLATE, OUTLINE = "against", "template", "outline"
+AGAINST, TEMPLATE, OUTLINE, FREQUENT = "against", "template", "outline", "frequent"
 BLOCKS = {
     "llama_xr": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "meteor"),
     "coco": ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "meteor"),
@@ -174,6 +175,18 @@ class Scorer:
         unscored = {*FINDINGS, OTHER} - {*self.evaluation.classes}
         return {name: sides for name, sides in findings.items() if name not in unscored}
 
+    def frequent(self) -> list[Findings] | None:
+        """The same findings for every study; None without training reports that have labels."""
+        try:
+            train = [
+                self.scored(self.evaluation.label(report))
+                for report in self.evaluation.train_reports[:MAX_SWAPPED]
+            ]
+        except NoLabels:
+            return None
+        told = dict.fromkeys(baselines.frequent_findings(train), frozenset())
+        return [told] * len(self.evaluation.references) if train else None
+
     def samples(self, measured: dict, rows: np.ndarray, n_resamples: int = 1000) -> Samples:
         """The resampled scores of some of the measured studies; a last block has those of each class."""
         blocks = {}
@@ -258,16 +271,19 @@ def evaluate(evaluation: Evaluation, systems: dict, scorer: Scorer) -> dict:
         for group, rows in parts.items()
     }  # fmt: skip
     own, own_samples = scorer.measure(systems[SYSTEM]), {}
-    if evaluation.outlines is not None:
-        outcomes = scorer.outcomes(evaluation.findings, evaluation.outlines)
-        every = np.arange(len(evaluation.references))
-        systems = {**systems, OUTLINE: {"studies": every, "outcomes": outcomes}}
+    without_report = {FREQUENT: scorer.frequent(), OUTLINE: evaluation.outlines}
+    for name, found in without_report.items():
+        if found is not None:
+            every, outcomes = np.arange(len(found)), scorer.outcomes(evaluation.findings, found)
+            systems = {**systems, name: {"studies": every, "outcomes": outcomes}}
     for name, reports in systems.items():
         scored = {group: [] for group in parts}
         n_resamples = 0 if name == SWAPPED else 1000  # the swaps have their spread instead of an interval
         # About 200 bytes are measured per study. Only two are in memory: the system's and one other's.
         for order, predictions in enumerate(reports if name == SWAPPED else [reports]):
-            measured = {SYSTEM: own, OUTLINE: predictions}.get(name) or scorer.measure(predictions)
+            measured = own if name == SYSTEM else predictions
+            if name not in (SYSTEM, *without_report):
+                measured = scorer.measure(predictions)
             for group, studies in parts.items():
                 if not np.isin(measured["studies"], studies).any():
                     continue  # no study of a small group is among those that were swapped

@@ -115,8 +115,5 @@ def _sides(system: Mapping) -> str | None:
     share, named = system["findings"]["sides_right"], system["findings"]["sides_named"]
     if share is None:  # nobody names a side
         return None
-    # Of five sides a coin tells all right or all wrong with probability 1/16, and no resample shows it.
-    coin = verdict([x - 0.5 for x in share]) if named[0] > 5 else CANNOT_TELL
-    beside = "cannot be told from" if coin == CANNOT_TELL else f"{coin} than"
     right, interval = round(share[0] * named[0]), "{:.3f} [{:.3f}, {:.3f}]".format(*share)
-    return f"Sides: {right} of {named[0]:.0f} are right, {interval}, {beside} a coin's 0.5."
+    return f"Sides: {right} of {named[0]:.0f} are right, {interval}."

@@ -153,10 +153,10 @@ def draw_loss(run: Path) -> None:
 
     rows = read_log(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for key, style in (("loss", "-"), ("val_loss", "o-")):
+    for key, style, label in (("loss", "-", "loss, weighted"), ("val_loss", "o-", "val_loss, unweighted")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=key, linewidth=1, markersize=4)
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
     axes.set(xlabel="step", ylabel="loss (nats per report token)")
     axes.set_title(printable(run.name), parse_math=False)  # a folder's name may hold a $
     if rows:

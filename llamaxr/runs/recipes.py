@@ -69,11 +69,11 @@ RECIPES: dict[str, dict] = {
     "ours": {
         "base": LLAMA_8B,
         "bridge": "tokens",
-        "grid": 4,  # 2 x 2 learns faster from large, simulated findings, and is level after five epochs
+        "grid": 4,  # simulated findings are large; on them 2 x 2 could not be told apart (docs/results.md)
         "outline": True,  # docs/choices.md
         "outline_share": 0.2,
-        # On val reports keep 0.93 of their outlines' findings F1 with the weight, 0.86 without it. What the
-        # repetition is worth could not be told from one seed without it (docs/results.md, "Chosen on val").
+        # On val reports keep 0.93 of their outlines' findings F1 with the weight, 0.86 without it (one seed).
+        # What the repetition is worth could not be told (docs/results.md, "Chosen on val").
         "finding_weight": 3.0,
         "repeat_rare": 0.3,
         "optimizer": "adamw",
@@ -86,7 +86,7 @@ RECIPES: dict[str, dict] = {
         "warmup_share": 0.03,  # QLoRA's, LLaVA-1.5's and LLaVA-Rad's; not measured
         "batch": 8,  # LLaMA-Factory's for 8B (QLoRA: 16 for 7B); not measured
         "accumulate": 1,
-        "epochs": 5.0,  # findings F1 of the outlines 0.660 after 5, 0.638 after 3 (log, 2026-11-25)
+        "epochs": 5.0,  # outlines' findings F1 0.660, after 3 epochs 0.638, one run each (log, 2026-11-25)
         "val_every": 100,
         "val_studies": 296,  # all of R2Gen's val split of IU X-ray, the first of a larger one
     },
@@ -109,7 +109,7 @@ class TrainOptions:
     recipe: str = option(
         BY_RECIPE,
         "set of defaults for the options below: sample for --data sample, ours for other data, or paper "
-        "(LLaMA-XR as published); `--recipe NAME --help` shows its values",
+        "(LLaMA-XR as published); `--data DATA --recipe NAME --help` shows its values",
         choices=tuple(RECIPES),
     )
     data: str = option("sample", "data set; the program draws sample itself", choices=DATA)

@@ -101,14 +101,14 @@ def share(known: Known | None, studies: Sequence[StudyFeatures]) -> float | None
 
 
 def judge(
-    known: Known | None, pairs: Sequence[tuple[Study, StudyFeatures]], warn: Callable[[str], None]
+    known: Known | None, pairs: Sequence[tuple[StudyFeatures, Study]], warn: Callable[[str], None]
 ) -> list[dict]:
     """What --json says of each study: {"unlike_training": bool, "distance": float}; {} if nothing is known.
     warn gets one line if any study is unlike those that the run learned from."""
-    found = distances(known, [features for _, features in pairs])
+    found = distances(known, [features for features, _ in pairs])
     if found is None:
         return [{} for _ in pairs]
-    first_images = [study.views[0][1] for study, _ in pairs]
+    first_images = [study.views[0][1] for _, study in pairs]
     unlike = [f"{i} ({d:.2g} times the limit)" for i, d in zip(first_images, found, strict=True) if d > 1]
     if unlike:
         more = f" and {len(unlike) - 3} more" if len(unlike) > 3 else ""

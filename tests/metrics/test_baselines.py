@@ -1,6 +1,7 @@
 """The floors: the constant report, random and nearest training reports, and the images of another patient."""
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from llamaxr.metrics.baselines import (
     constant_report,
     derangement,
+    frequent_findings,
     nearest_reports,
     random_reports,
     template_reports,
@@ -92,6 +94,20 @@ def test_the_constant_report_depends_on_its_seed_alone():
     train = [f"word{i} seen" for i in range(100)]
     search = lambda seed: constant_report(train, train, n_starts=2, n_changes=150, n_candidates=20, seed=seed)
     assert [search(seed) for seed in range(3)] == [search(seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.6])
+def test_frequent_findings_are_the_set_with_the_best_f1_of_all_sets(rate):
+    drawn = np.random.default_rng(0).random((30, 4)) < rate * np.array([1, 0.8, 0.6, 0.2])
+    train = [{name for name, has in zip("abcd", row, strict=True) if has} for row in drawn]
+
+    def f1(told):
+        right = sum(len(told & found) for found in train)
+        return 2 * right / (30 * len(told) + sum(map(len, train)))
+
+    sets = [set(names) for n in range(1, 5) for names in combinations("abcd", n)]
+    assert f1({*frequent_findings(train)}) == max(map(f1, sets))
+    assert frequent_findings([]) == frequent_findings([set()]) == []
 
 
 def test_there_is_no_constant_report_without_training_reports():

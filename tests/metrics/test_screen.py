@@ -7,7 +7,7 @@ import pytest
 
 from llamaxr.metrics import agreement, coco, overlap, screen, table, verdicts
 
-SYSTEMS = ("system", "against", "swapped", "nearest", "constant", "random", "template", "outline")
+SYSTEMS = ("system", "against", "swapped", "nearest", "constant", "random", "frequent", "template", "outline")
 LEADS = {"swapped": 0.2, "nearest": 0.0, "constant": -0.2}  # the others: 0.2
 
 
@@ -15,10 +15,10 @@ def evaluation(extra=(), run=True):
     """Results with everything that eval.py can put there."""
     names = {**table.BLOCKS, "extra": extra}
     systems = {w: {b: {n: [0.5, 0.4, 0.6] for n in of} for b, of in names.items()} for w in SYSTEMS}
-    for name in ("swapped", "outline"):
+    for name in ("swapped", "frequent", "outline"):
         del systems[name]["reports"]
-    for name in ("llama_xr", "coco", "extra"):
-        del systems["outline"][name]
+    for block in ("llama_xr", "coco", "extra"):
+        del systems["frequent"][block], systems["outline"][block]
     systems["constant"]["findings"]["sides_right"] = None
     systems["system"]["findings"]["sides_named"] = [14.0, 10.0, 20.0]
     row = {c: 100.0 for c in agreement.COLUMNS}
@@ -62,7 +62,7 @@ def test_the_verdict_comes_before_the_table_and_names_what_matters():
         "Beside the nearest training report: findings F1 cannot be told, +0.000 [-0.100, +0.100]; macro F1 ",
         "Beside one report for everybody: ROUGE-L worse, -0.200 [-0.300, -0.100]; of 13 scores 13 worse",
         "its outlines told in templates: findings F1 better", "all 1200/1800 +600, pneumothorax 200/300 +100",
-        "Sides: 7 of 14 are right, 0.500 [0.400, 0.600], cannot be told from a coin's 0.5",
+        "Sides: 7 of 14 are right, 0.500 [0.400, 0.600].",
         "Invented comparisons with a prior study: in 50.0% of its reports; true ones 50.0%",
     ):  # fmt: skip
         assert said in words
@@ -74,7 +74,7 @@ def test_a_mark_says_where_the_system_is_not_better_and_what_is_undefined_is_emp
     assert set(rows["system"]) == set(rows["swapped"]) == {"0.500"}
     assert set(rows["nearest"]) == {"0.500?"} and set(rows["constant"]) == {"0.500!"}
     assert len(rows["system"]) == len(screen.COLUMNS) and len(rows["constant"]) == len(screen.COLUMNS) - 1
-    assert len(rows["outline"]) == 4  # findings only
+    assert len(rows["outline"]) == len(rows["frequent"]) == 4  # findings only
 
 
 def test_the_complete_text_has_every_group_block_and_interval():

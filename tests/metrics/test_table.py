@@ -77,6 +77,21 @@ def test_outlines_are_scored_beside_the_system_as_findings_only():
     assert groups["all"]["differences"]["outline"]["findings"]["micro_f1"][0] == -1
 
 
+def test_the_most_frequent_findings_told_of_everybody_are_a_floor_of_findings_only():
+    train = ["There is scoliosis."] * 6 + ["Cardiomegaly."] * 3 + ["A left effusion."] + ["Clear."] * 2
+    evaluation = replace(evaluation_of(REFERENCES), train_reports=train)
+    groups = table.evaluate(evaluation, {"system": REFERENCES}, table.Scorer(evaluation))
+    floor, found = groups["all"]["writers"]["frequent"], [table.true_findings(text) for text in REFERENCES]
+    # told alone, scoliosis has 2 * 6 / (12 + 10); with a large heart it would be 2 * 9 / (24 + 10)
+    right = sum("scoliosis" in of_study for of_study in found)
+    assert floor["findings"]["micro_f1"][0] == 2 * right / (len(found) + sum(map(len, found)))
+    assert floor.keys() == {"findings", "classes", "per_class"}
+    labels = dict(zip(REFERENCES, found, strict=True)).get  # of the references alone: no floor
+    evaluation = replace(evaluation, label=labels)
+    writers = table.evaluate(evaluation, {"system": REFERENCES}, table.Scorer(evaluation))["all"]["writers"]
+    assert "frequent" not in writers and "findings" in writers["system"]
+
+
 def test_a_swap_moves_every_report_to_another_study():
     texts = [f"report {i}" for i in range(len(REFERENCES))]
     swaps = table.all_systems(evaluation_of(texts), [], None, seed=0)["swapped"]
@@ -117,7 +132,7 @@ def test_without_training_reports_there_are_no_floors(perfect):
     bare = evaluated(REFERENCES, train=())
     assert set(bare["all"]["writers"]) == {"system", "swapped"} and "text not in train" not in bare
     assert "verbatim_in_train" not in bare["all"]["writers"]["system"]["reports"]
-    assert set(perfect["all"]["writers"]) == {"system", "swapped", "constant", "random"}
+    assert set(perfect["all"]["writers"]) == {"system", "swapped", "constant", "random", "frequent"}
     assert "constant" not in screen.screen(results_of(bare)) + screen.full(results_of(bare))
 
 

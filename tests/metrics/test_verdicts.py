@@ -20,9 +20,7 @@ def test_there_are_three_verdicts_and_an_interval_that_holds_zero_has_one(differ
     assert verdict(difference) == expected and told(difference).startswith(expected)
 
 
-@pytest.mark.parametrize(
-    ("named", "expected"), [(5, "cannot be told from"), (6, "better than")]
-)  # a coin has all of five right or all wrong in one of 16 tries
-def test_five_sides_that_are_all_right_prove_nothing(named, expected):
-    words = _sides({"findings": {"sides_right": [1.0, 1.0, 1.0], "sides_named": [named]}})
-    assert words == f"Sides: {named} of {named} are right, 1.000 [1.000, 1.000], {expected} a coin's 0.5."
+def test_sides_are_counted_and_left_out_where_nobody_names_one():
+    words = _sides({"findings": {"sides_right": [0.75, 0.5, 1.0], "sides_named": [4]}})
+    assert words == "Sides: 3 of 4 are right, 0.750 [0.500, 1.000]."
+    assert _sides({"findings": {"sides_right": None, "sides_named": [0]}}) is None

@@ -90,9 +90,8 @@ def test_one_line_names_what_is_unlike_and_json_has_the_distance(known, tmp_path
     usual, other = normal_studies(1, 5)[0], features(torch.full((1, CHANNELS, 2, 2), 1e4))
     studies = [Study(str(i), tmp_path / f"{i}.png", None, "", "test") for i in range(6)]
     lines = []
-    told = unlike.judge(
-        unlike.read(tmp_path), list(zip(studies, [usual, *[other] * 5], strict=True)), lines.append
-    )
+    pairs = list(zip([usual, *[other] * 5], studies, strict=True))
+    told = unlike.judge(unlike.read(tmp_path), pairs, lines.append)
     assert [t["unlike_training"] for t in told] == [False] + [True] * 5
     assert told[0]["distance"] <= 1 < told[1]["distance"]
     assert len(lines) == 1 and "1.png" in lines[0] and "0.png" not in lines[0] and "and 2 more" in lines[0]
@@ -100,8 +99,8 @@ def test_one_line_names_what_is_unlike_and_json_has_the_distance(known, tmp_path
 
 
 def test_a_checkpoint_from_before_says_nothing(tmp_path):
-    studies = [(Study("0", tmp_path / "0.png", None, "", "test"), normal_studies(1, 5)[0])]
-    assert unlike.judge(unlike.read(tmp_path), studies, pytest.fail) == [{}]
+    pairs = [(normal_studies(1, 5)[0], Study("0", tmp_path / "0.png", None, "", "test"))]
+    assert unlike.judge(unlike.read(tmp_path), pairs, pytest.fail) == [{}]
     assert unlike.share(unlike.read(tmp_path), normal_studies(1, 5)) is None
 
 
