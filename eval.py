@@ -125,9 +125,9 @@ def prepare_run(options: EvalOptions) -> tuple:
     train, val, chosen, ids, evaluation = references_of(pairs, trained, options)
     out = options.out or runs.evaluation_folder(run, options.split)
     settings = {"run": str(run), "checkpoint": step.folder.name, "data": trained.data, "split": options.split,
-                "seed": options.seed, "studies": len(chosen), "device": device.type,
-                "max_tokens": options.max_tokens, "plain": trained.plain, "vision": trained.vision,
-                "vision_trained_on": trained.vision_trained_on, "leaked": trained.leaked,
+                "seed": options.seed, "studies": len(chosen), "device": device.type, "plain": trained.plain,
+                "max_tokens": options.max_tokens, "vision": trained.vision, "leaked": trained.leaked,
+                "vision_trained_on": trained.vision_trained_on, "drawn": runs.drawn(trained, options.root),
                 "unlike_training": unlike.share(step.known, [f for f, _ in chosen])}  # fmt: skip
     made_of = to_json(trained) | {"root": str(options.root or trained.root), "split": options.split,
                "device": device.type, "weights": checkpoint.sha256(model)}  # fmt: skip

@@ -21,7 +21,6 @@ KEPT = (
     "findings.micro_recall", "findings.micro_f1", "findings.macro_f1", "findings.sides_right",
     "findings.sides_named", "reports.distinct", "reports.mean_words",
 )  # fmt: skip
-FINDINGS = tuple(name for name in KEPT if name.startswith("findings."))
 OF_SEEDS = (
     "findings.micro_f1",
     "findings.macro_f1",
@@ -89,7 +88,7 @@ def main() -> None:
     own = {key: facts.pop(key) for key in ("command", "commit", "date", "machine") if key in facts}
     groups = {
         group: {
-            name: flat(blocks, FINDINGS if name == "template" else KEPT)
+            name: flat(blocks)
             for name, blocks in results["groups"][group]["writers"].items()
             if not kept or name in kept
         }

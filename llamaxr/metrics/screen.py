@@ -1,8 +1,8 @@
 """An evaluation for a terminal: one screen for a person, or the complete tables.
 
 In: eval.py's results. Out: text. The screen has at most LINES lines of WIDTH columns: what was evaluated, the
-verdict in words, and the scores that the field reads, each for the system and its floors. Behind a floor's
-score stands what the paired interval says of the system: nothing where it is better, "?" where it cannot be
+verdict in words, and the scores that the field reads, each for the system and its floors. A floor's score is
+followed by what the paired interval says of the system: nothing where it is better, "?" where it cannot be
 told, "!" where it is worse. What is undefined is empty.
 """
 
@@ -51,6 +51,7 @@ def _title(settings: Mapping, groups: Mapping) -> str:
     what = settings.get("run") or settings["score"]
     of_run = ", {checkpoint}, on {split} of {data}"
     where = of_run.format(**settings) if "run" in settings else ""
+    where += " (drawn films, no radiographs)" if settings.get("drawn") else ""
     against = f" against {settings['against']}" if settings.get("against") else ""
     n = {name: part["studies"] for name, part in groups.items()}
     notes = [f"{n['all']} studies, {n.get('abnormal', 0)} abnormal"]

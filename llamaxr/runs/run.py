@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .. import fast
-from ..data import iu_xray, mimic_cxr, phantom, table
+from ..data import iu_layouts, iu_xray, mimic_cxr, phantom, table
 from ..data.outline import with_outline
 from ..data.repeat import repeat_rare
 from ..data.study import Study
@@ -202,6 +202,12 @@ def training_splits(options: TrainOptions, pairs: list[tuple]) -> tuple[list[tup
     if len(train) < options.batch or not val:
         raise UserError(f"{len(train)} train, {len(val)} val studies are too few for --batch {options.batch}")
     return repeat_rare(train, options.repeat_rare, options.seed), val
+
+
+def drawn(options: TrainOptions, moved: Path | None = None) -> bool:
+    """Whether a run's films are drawings: the sample's, or a simulation's. moved: where the data is now."""
+    root = moved or options.root
+    return options.data == "sample" or root is not None and (root / iu_layouts.SIMULATION).is_file()
 
 
 def evaluated_split(pairs: list[tuple], split: str, limit: int) -> tuple[list[tuple], ...]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llamaxr.data import iu_layouts
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
@@ -148,6 +149,14 @@ def table(tmp_path):
 def test_an_option_that_a_data_set_has_no_use_for_is_refused_and_not_ignored(options):
     with pytest.raises(UserError, match="leave out"):
         load_studies(options, pytest.fail)
+
+
+def test_drawn_films_are_the_samples_and_those_of_a_simulation_wherever_it_is(tmp_path):
+    (tmp_path / iu_layouts.SIMULATION).touch()
+    options = apply_recipe("ours", data="iu_xray", root=tmp_path / "radiographs")
+    assert not run.drawn(options) and run.drawn(options, moved=tmp_path)
+    assert run.drawn(replace(options, root=tmp_path)) and not run.drawn(replace(options, root=None))
+    assert run.drawn(apply_recipe("sample"))
 
 
 def test_iu_xray_without_a_root_is_fetched_into_the_cache(tmp_path, monkeypatch):
