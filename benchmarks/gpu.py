@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--out FILE] [--only STAGE ...] [--budget SECONDS] [--tiny]
 
-The stages come in the order in which they would be missed. Each runs in its own process. FILE is written
+The most important stages come first. Each runs in its own process. FILE is written
 after every figure. A form that fails or takes over a minute does not stop the next one. Nor does a stage that
 fails or is stopped at its limit, and it keeps what it has measured.
 
@@ -228,7 +228,7 @@ def run_stage(name: str, limit: float, flags: list[str], add) -> None:
 
 def run_step(name: str, sizes: Sizes) -> None:
     """A stage, in its own process."""
-    import bitsandbytes  # noqa: F401  before the forms: one that were stopped in an import would spoil the next
+    import bitsandbytes  # noqa: F401  before the forms: one stopped in this import would break the next
 
     pick_device("cuda")
     try:

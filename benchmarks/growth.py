@@ -17,7 +17,7 @@ import time
 import numpy as np
 from measure import RESULTS, Peak, run_script, write_results
 
-# The sizes of a point; each line varies one. The shape is the embedded tiny base's, but not its vocabulary.
+# The sizes of a point; each line varies one. The shape is the embedded tiny base's, its head untied.
 DEFAULT = {"studies": 8, "report": 60, "grid": 4, "views": 1, "batch": 8, "dim": 256, "layers": 4}
 SMALL = {"dim": 64, "layers": 1, "report": 30, "grid": 1, "batch": 16}  # 10,000 studies in seconds
 LINES = {

@@ -158,7 +158,7 @@ def _on_one_line(match: re.Match) -> str:
 
 def read_bandwidth(n_bytes: int = 2**29, repeats: int = 15) -> float:
     """The highest rate, in bytes per second, at which the cores read memory: torch's sum of an fp32 tensor
-    sixteen times the size of the cache."""
+    far larger than the cache."""
     import torch
 
     numbers, seconds = torch.ones(n_bytes // 4), []

@@ -80,7 +80,8 @@ def rehearse(folder: Path, full: bool = False) -> dict:
         if not served.is_dir():
             command = [sys.executable, __file__, "--prepare", served, *["--full"] * full]
             subprocess.run(command, cwd=HOME, check=True)
-        shutil.copytree(HOME / "llamaxr", home / "llamaxr", ignore=shutil.ignore_patterns("__pycache__"))
+        without_cache = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HOME / "llamaxr", home / "llamaxr", ignore=without_cache, dirs_exist_ok=True)
         for script in ("train.py", "generate.py", "eval.py"):
             shutil.copy(HOME / script, home)
         # The code's commit, each stage's figures, and what the server has sent.
@@ -257,6 +258,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def prepare(served: Path, full: bool) -> None:
     folder = served.with_suffix(".part")
+    shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted
     folder.mkdir(parents=True)
     make_certificate(folder)
     write_openi(folder)

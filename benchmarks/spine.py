@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of radiographs; one generate step for each")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="run these steps only")
     args = parser.parse_args()
+    if "eval" in args.only and "train" not in args.only:
+        parser.error("eval evaluates what train has trained: give --only train eval")
     results = []
     with tempfile.TemporaryDirectory() as folder:
         run, cache = f"{folder}/run", f"{folder}/cache"  # the cache is empty: the time includes drawing

@@ -2,9 +2,9 @@
 
     python benchmarks/sweep.py ROOT BASE VISION [--steps 60] [--limit 148] [--only NAME ...]
 
-ROOT, BASE and VISION are train.py's. Each setting differs from the first in one thing. A run learns the
-outline alone (data/outline.py) for STEPS steps of 8 studies. Then `eval.py --split val` scores the outlines:
-findings F1 against the true ones over the first LIMIT studies, with its interval. The results go to
+ROOT, BASE and VISION are train.py's. Each setting changes the rates or the grid of the first. A run learns
+the outline alone (data/outline.py) for STEPS steps of 8 studies. Then `eval.py --split val` scores the
+outlines: findings F1 against the true ones over the first LIMIT studies, with its interval. The results go to
 benchmarks/results/sweep.json, which keeps those of settings that are not run again.
 """
 

@@ -26,7 +26,7 @@ from llamaxr.runs import unlike
 from llamaxr.runs.features import study_features
 from llamaxr.runs.run import DEMO, open_run
 
-SEED, SIZE = 3003, 224  # drawn studies that neither the sample (seed 0) nor the assets (1001, 1002) have
+SEED, SIZE = 3003, 224  # drawn studies that neither the sample (seed 0) nor the assets (1071, 1002) have
 CHANGES = {
     "held-out phantoms": lambda film: film,
     "turned by 90 degrees": lambda film: np.rot90(film, 1),
@@ -148,7 +148,7 @@ def main() -> None:
     cost = {"seconds": median(seconds), "generate_seconds": time.perf_counter() - start}
     cost["share"] = cost["seconds"] / cost["generate_seconds"]
     print(cost)
-    configuration = {"run": args.run.name, "checkpoint": checkpoint.name, "data": trained.data,
+    configuration = {"run": args.run.name, "checkpoint": checkpoint.folder.name, "data": trained.data,
                      "vision": trained.vision, "directions": unlike.DIRECTIONS,
                      "quantile": unlike.QUANTILE}  # fmt: skip
     write_results("unlike", {"seed": SEED, "configuration": configuration, "shares": shares,

@@ -39,11 +39,11 @@ class LoRALinear(nn.Module):
         return self.base.weight.float() + self.lora_B @ self.lora_A * self.scaling
 
 
-def add_lora(model: nn.Module, rank: int, lora_alpha: float, targets: tuple[str, ...] = TARGETS, device=None):
-    """Freeze the whole model, then wrap each linear named in targets. A's initial values come from torch's
+def add_lora(model: nn.Module, rank: int, lora_alpha: float, device=None):
+    """Freeze the whole model, then wrap each linear named in TARGETS. A's initial values come from torch's
     global generator, in the order of the model's modules."""
     model.requires_grad_(False)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if name in targets:
+            if name in TARGETS:
                 setattr(parent, name, LoRALinear(child, rank, lora_alpha, device))

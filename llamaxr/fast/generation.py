@@ -1,7 +1,7 @@
 """The form that generates fastest: the same LLaMA, with fewer bytes and fewer calls per token.
 
-To generate one token, every weight is read once from memory and used once. So a token takes as long as
-reading the weights takes, and on a CPU every call costs more than its arithmetic. Therefore
+Generating a token reads every weight from memory once and uses it once. So it takes as long as reading the
+weights, and on a CPU every call costs more than its arithmetic. Therefore
 
 - each weight is merged with its adapter, once, and held in 16 bits: nothing is dequantised per token. On CUDA
   that is bf16. On a CPU that computes in fp32 it is fp16: FBGEMM's kernel widens each weight in a register on
@@ -144,8 +144,7 @@ class MergedLlama(Llama):
 
     def copy_prefix(self, x: Tensor, cache: KVCache) -> int:
         """Fill the empty cache with the positions that all rows of x (batch, time, dim) share with the first
-        prompt that was ever read: how many. The last position, whose hidden state is wanted, is not among
-        them."""
+        prompt ever read. Returns their number, at most time - 1: the last hidden state is needed."""
         if self.prefix_cache is None:
             prefix = KVCache(self.config, 1, x.shape[1], x.device, x.dtype)
             super().hidden(x[:1], None, prefix)
@@ -179,7 +178,7 @@ def merge(llama: Llama) -> None:
     they are tied."""
     for i, block in enumerate(llama.layers):
         llama.layers[i] = MergedBlock(block, llama.dtype)
-        del block  # before the next is made
+        del block  # before the head is made
     llama.head, llama.prefix_cache = linear_of(llama.head_weight, dtype=llama.dtype), None
     if not llama.config.tie_embeddings:
         del llama.lm_head

@@ -13,8 +13,8 @@ What is cheap is computed again.
 
 Worth: they save memory, not time. With packing, a training step of SmolLM2-135M takes half of the plain
 form's memory (`python benchmarks/train_peer.py BASE annotation.json --plain`). training.py attaches them.
-Without a gradient to come, and under torch.compile, which decides by itself what to keep, the plain forms are
-used.
+Without gradients, rms_norm, rotate and swiglu take the plain form; under torch.compile, which decides by
+itself what to keep, all but the loss do.
 """
 
 import contextlib

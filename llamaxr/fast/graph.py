@@ -1,6 +1,6 @@
 """A decoding step of fixed shapes, which a CUDA graph replays: hundreds of kernel launches become one.
 
-Llama.hidden reads the keys that there are, so each token brings new shapes, and a GPU that generates one
+Llama.hidden attends to the filled keys, so each token has new shapes, and a GPU that generates one
 report waits for the CPU to launch its kernels. A CUDA graph replays the same kernels on the same memory. So
 here a step attends to all places of the cache, under a mask over those that are filled, and the place that it
 fills is a number on the device. decoding.py knows nothing of it: greedy, sampled and beam search take the
@@ -19,8 +19,8 @@ from .generation import MergedLlama
 
 
 class PlacedCache(KVCache):
-    """A KVCache in fixed memory, continued at a place that the device knows. It keeps its rows, of which the
-    first ones count. step: what continues it."""
+    """A KVCache in fixed memory, whose write position is a tensor on the device. After `select` only its
+    first rows are in use. step: what writes to it."""
 
     step: "DecodingStep | None" = None
 

@@ -4,7 +4,7 @@ The studies' rows are laid end to end behind their common prefix (the instructio
 each position once and no filler; attention alone must know which positions belong together. In the last block
 only positions with a target go through the feed-forward, and the loss is the chunked one of gradients.py.
 
-Worth: packing is where the time is saved: 1.6 times the plain form's studies per second on a CPU,
+Worth: 1.6 times the plain form's studies per second on a CPU,
 SmolLM2-135M on IU X-ray (`python benchmarks/train_peer.py BASE annotation.json --plain`).
 """
 
@@ -29,7 +29,7 @@ class Packing:
 
     positions (n,): the position of each place of the packed row in its own row. own (batch, own_time): the
     places of each row behind the prefix, filled up at the right, where no other position looks. inverse (n,):
-    the index of each place in the rows with their prefix, (batch, time), flattened. shared: how many places
+    each place's index in the flattened (batch, time) rows, prefix included. shared: how many places
     the prefix has. sizes: how many each row has of its own.
     """
 

@@ -52,8 +52,8 @@ def compile_blocks(llama: Llama) -> None:
 
 
 def _when_training(special: Callable, plain: Callable) -> Callable:
-    """The plain form stays where no gradient is wanted: generation compiles to a new shape for every token.
-    (Of the first block's input none is wanted with bridge "scores", but of its LoRA.)"""
+    """Without gradients the plain form stays: generation would recompile for each token. (x.requires_grad
+    would not tell: with bridge "scores" the first block's input has none, but its LoRA learns.)"""
 
     def forward(x: Tensor, *rest) -> Tensor:
         return (special if torch.is_grad_enabled() else plain)(x, *rest)

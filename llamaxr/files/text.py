@@ -56,11 +56,10 @@ def read_json(path: Path, max_bytes: int = MAX_JSON, remedy: str = "fetch it aga
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
 
 
-def read_json_lines(
-    path: Path, max_bytes: int = MAX_JSON, remedy: str = "fix the file"
-) -> Iterator[tuple[int, object]]:
+def read_json_lines(path: Path, max_bytes: int = MAX_JSON) -> Iterator[tuple[int, object]]:
     """The values of a JSONL file, each with the number of its line, without empty lines. UserError as
     `read_text`, for over MAX_LINES lines, and for a line that is no JSON, which it names."""
+    remedy = "fix the file"
     text = read_text(path, max_bytes, remedy)
     if text.count("\n") > MAX_LINES:
         raise UserError(f"{path} has over {MAX_LINES:,} lines; {remedy}")

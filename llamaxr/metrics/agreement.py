@@ -80,8 +80,8 @@ def score(
     normal reports has precision 0.
 
     Undefined is None: precision where nothing is predicted, recall and F1 where nothing is true. Within
-    macro_x and example_x, 0/0 is 0, as in scikit-learn; macro_x leaves out classes, and example_x studies, in
-    which nothing is true or predicted.
+    macro_x and example_x, 0/0 is 0, as in scikit-learn. macro_x leaves out classes that are never true;
+    example_x, studies with nothing true or predicted.
 
     ValueError for lists of unequal length.
     """

@@ -1,9 +1,9 @@
 """The floors: reports that take no skill to write, which a system must beat.
 
 One report for all studies, the best that a search finds on training and validation reports; the findings that
-are best told of everybody; a random training report for each study; the report of the training study with the
-most similar image; for the model itself, the images of another patient; and, for a system that writes
-outlines, its outlines told without a language model.
+are best asserted for everybody; a random training report for each study; the report of the training study
+with the most similar image; for the model itself, the images of another patient; and, for a system that
+writes outlines, its outlines told without a language model.
 """
 
 import re
@@ -80,8 +80,8 @@ def constant_report(
 
 
 def frequent_findings(train: Sequence[Collection[str]]) -> list[str]:
-    """The findings that have the highest micro F1 if they are told of every training study. They are the most
-    frequent ones: of n findings told, those are most often right."""
+    """The findings that have the highest micro F1 if they are asserted for every training study. They are the
+    most frequent ones: of any n findings, those are right most often."""
     counts = Counter(name for found in train for name in found).most_common()
     n_true = sum(n for _, n in counts)
     f1 = [2 * sum(n for _, n in counts[:k]) / (k * len(train) + n_true) for k in range(1, len(counts) + 1)]

@@ -6,7 +6,7 @@ system under test, paired by study. What is undefined is None.
 
 The systems: `system`, the one under test; `against`, another one; `swapped`, the system's reports given to
 other studies; `constant`, one report for all; `random`, training reports drawn at random; `nearest`, the
-report of the training study with the most similar image; `frequent`, the findings that are best told of
+report of the training study with the most similar image; `frequent`, the findings that are best asserted for
 every study. For a system that writes outlines (data/outline.py): `template`, the outlines told in training
 sentences, without a language model; `outline`, the findings that they name. `frequent` and `outline` have
 scores of findings only.
@@ -16,8 +16,8 @@ i with the images of study j, what it wrote for study j. So this test generates 
 such system. It is done in several seeded orders; the table has the mean over them, the lowest and the
 highest, and its differences are those of the first.
 
-Findings are found by findings.py, or by anyone's labeller: a report that it has no labels for has none, and
-then its system has no scores of findings. `extra` are anyone's scores of a study.
+Findings come from findings.py or from another labeller. A system with a report that this has no labels for
+gets no scores of findings. `extra` are anyone's scores of a study.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

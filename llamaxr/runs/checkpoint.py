@@ -73,7 +73,7 @@ def save(
     the training images. UserError if the disk is full, or the run folder is gone.
     """
     if not run.is_dir():  # or it would come back in pieces
-        raise UserError(f"the run folder {run} was deleted while the run was trained; start it again")
+        raise UserError(f"the run folder {run} was deleted during training; start it again")
     final = run / f"step-{step:06d}"
     folder = final.with_name(final.name + ".tmp")
     shutil.rmtree(folder, ignore_errors=True)
@@ -154,7 +154,7 @@ def load_last(run: Path, model: LlamaXR) -> Loaded:
 
 
 def sha256(model: LlamaXR) -> str:
-    """Of what was trained, LoRA and the projector, by name: as long as nothing is merged."""
+    """The hash of what was trained: LoRA and the projector, by name. Call it before anything is merged."""
     digest = hashlib.sha256()
     for name, tensor in _to_cpu(adapter_tensors(model) | model.projector.state_dict()).items():
         digest.update(name.encode())

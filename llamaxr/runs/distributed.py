@@ -13,8 +13,8 @@ gradient of a single process up to rounding, because the same numbers are added 
 The `--` keeps torchrun from reading eval.py's --run as its own --run-path. On Ctrl-C all processes stop at
 the same step. They have 30 seconds (torchrun's --shutdown-timeout) to finish it and save.
 
-Several machines must share the run folder and the cache folder. Without torchrun, every function here does
-what it means for a single process.
+Several machines must share the run folder and the cache folder. Without torchrun, every function here acts
+as for a single process.
 """
 
 import atexit
@@ -31,6 +31,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from ..errors import UserError
+from .terminal import lacks_memory
 
 TIMEOUT = timedelta(days=1)  # rank 0 may be downloading a data set; torchrun itself notices dead processes
 
@@ -65,6 +66,11 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def processes_of_machine() -> int:
+    """How many processes share this machine's memory."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1  # torchrun's
 
 
 def is_main_process() -> bool:
@@ -150,4 +156,6 @@ def _one_line_if_another_died() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if lacks_memory(error):  # NCCL takes its buffers at the first sum
+            raise
         raise UserError(f"another process of this run ended; its own message says why ({error})") from None

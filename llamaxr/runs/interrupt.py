@@ -11,7 +11,7 @@ PROGRAM = Path(getattr(sys.modules["__main__"], "__file__", None) or "").absolut
 
 
 def end_at_once(*_) -> None:
-    """A handler of Ctrl-C for the seconds in which a script imports torch, and in which it ends."""
+    """Handles Ctrl-C while a script imports torch, and while it ends."""
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(130)

@@ -80,7 +80,7 @@ def read_log(path: Path) -> list[dict]:
         try:
             row = parse_json(line)
             if not isinstance(row, dict) or type(row.get("step")) is not int:
-                raise ValueError("no object with a whole number of a step")
+                raise ValueError('no object with an integer "step"')
             if kinds is not str and not {"loss", "val_loss"} & row.keys():
                 raise ValueError("no loss")
             for key, value in row.items():
@@ -90,7 +90,7 @@ def read_log(path: Path) -> list[dict]:
         except ValueError as error:
             if number <= len(lines):
                 raise UserError(
-                    f"{path}, line {number} is damaged ({error}); mend it, or move the file away and go on "
+                    f"{path}, line {number} is damaged ({error}); fix it, or move the file away and go on "
                     "without it"
                 ) from None
     return rows

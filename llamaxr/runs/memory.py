@@ -1,8 +1,8 @@
 """What training and generating will need in memory, before gigabytes are read, and what the machine has.
 
-The counts of weights are exact: the model is laid out on the meta device, shapes without memory. What the
-backward pass keeps ("activations") is counted from the blocks' own tensors. A batch that does not fit all the
-same ends in one line (`out_of_memory_in_one_line`).
+The counts of weights are exact, but for the projector's, which are DenseNet-121's: the model is laid out on
+the meta device, shapes without memory. What the backward pass keeps ("activations") is counted from the
+blocks' own tensors. A batch that does not fit all the same ends in one line (`out_of_memory_in_one_line`).
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from ..llama import Llama, LlamaConfig
 from ..lora import TARGETS, LoRALinear, add_lora
 from ..nf4 import NF4Linear
 from ..projector import Projector
+from . import checkpoint
 from .distributed import world_size
 from .recipes import TrainOptions
 from .terminal import first_sentences, lacks_memory
@@ -70,9 +71,8 @@ def training_needs(
     wide_weight = config.ffn_dim * config.dim * dtype.itemsize if in_4_bits else 0
     block = block_bytes(config, positions, places, time, dtype, plain, cuda)
     inputs = positions * config.dim * dtype.itemsize
-    # Each of these is at its largest while the other does not exist: the logits, their softmax and its
-    # gradient in fp32, before the backward pass of the blocks; and then one block's gradients, with the
-    # weight that they go through.
+    # These two never coexist: the logits, their softmax and its gradient in fp32, before the backward pass of
+    # the blocks; and then one block's gradients, with the weight that they go through.
     logits = (n_targets if plain else min(n_targets, CHUNK)) * config.vocab_size * 4 * 3 + wide_head
     # Four gradients of the feed-forward's width, in the plain form seven, as LoRA's and the base's are added
     # out of place; or, where attention is not fused, three of its scores.
@@ -185,13 +185,13 @@ def advice(needs: dict[str, int], free: int, rows: int, recompute: bool, in_4_bi
         return None
     fixed = sum(size for name, size in needs.items() if name != "activations")
     if fixed > free:
-        return "take --quantize nf4" if not in_4_bits else "take a smaller --base, or a larger machine"
+        return "use --quantize nf4" if not in_4_bits else "use a smaller --base, or a larger machine"
     if not recompute:
-        return "take --recompute auto, or a smaller --batch with --accumulate"
+        return "use --recompute auto, or a smaller --batch with --accumulate"
     fitting_rows = int((free - fixed) * rows / needs["activations"])
     if fitting_rows:
-        return f"take --batch {fitting_rows} and more --accumulate"
-    return "take a smaller --grid or a shorter report"
+        return f"use --batch {fitting_rows} and more --accumulate"
+    return "lower --grid or --max-report-tokens"
 
 
 @contextlib.contextmanager
@@ -208,9 +208,9 @@ def out_of_memory_in_one_line(run: Path, options: TrainOptions) -> Iterator[None
             n_parts = options.batch // smaller[-1]
             changes |= {"batch": smaller[-1], "accumulate": n_parts * options.accumulate}
         changes = changes or {"max_report_tokens": options.max_report_tokens // 2}
-        if steps := sorted(run.glob("step-*/state.json")):
-            remedy = f"set {json.dumps(changes)[1:-1]} in {run}/config.json, "
-            remedy += f"then go on from {steps[-1].parent.name} with: python train.py --resume {run}"
+        if checkpoint.has_checkpoint(run):
+            remedy = f"set {json.dumps(changes)[1:-1]} in {run}/config.json, then go on from "
+            remedy += f"{checkpoint.last(run).name} with: python train.py --resume {run}"
         else:
             flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
             remedy = f"there is no checkpoint yet; start again with {flags}"

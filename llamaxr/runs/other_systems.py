@@ -229,9 +229,7 @@ def _pair(pair: tuple[str, str]) -> tuple[str, str]:
 
 
 def _rows(path: Path) -> list[tuple[int, dict]]:
-    if path.suffix.lower() == ".csv":
-        return list(read_rows(path))
-    rows = list(read_json_lines(path, MAX_BYTES))
+    rows = list(read_rows(path) if path.suffix.lower() == ".csv" else read_json_lines(path, MAX_BYTES))
     for number, row in rows:
         if not isinstance(row, dict) or not all(isinstance(row.get(k, ""), str) for k in ("ref", "hyp")):
             raise UserError(f"{path}, line {number}: no object with an id, or texts ref and hyp; fix it")

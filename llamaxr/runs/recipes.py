@@ -143,7 +143,11 @@ class TrainOptions:
         BY_RECIPE,
         f"vision network: tiny (embedded), {', '.join(KNOWN)}, or a weight file (safetensors or torch.save)",
     )
-    bridge: str = option(BY_RECIPE, "form in which an image reaches the language model", choices=BRIDGES)
+    bridge: str = option(
+        BY_RECIPE,
+        "how an image is given: as soft tokens, as pathology scores in text, or both",
+        choices=BRIDGES,
+    )
     grid: int = option(
         BY_RECIPE, "soft tokens per view: GRID x GRID, pooled from DenseNet's 7 x 7", at_least=1, at_most=7
     )
@@ -178,7 +182,7 @@ class TrainOptions:
         at_least=0, at_most=1,
     )  # fmt: skip
     weight_decay: float = option(0.01, "AdamW's weight decay", at_least=0, at_most=1)
-    clip: float = option(1.0, "largest norm of the gradient of all weights together", above=0, at_most=1e6)
+    clip: float = option(1.0, "clip the gradient of all weights to this norm", above=0, at_most=1e6)
     batch: int = option(BY_RECIPE, "studies per forward pass", at_least=1, at_most=1024)
     accumulate: int = option(BY_RECIPE, "forward passes per step", at_least=1, at_most=1024)
     plain: bool = option(False, PLAIN_HELP)

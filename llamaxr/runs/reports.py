@@ -91,7 +91,7 @@ def write_samples(run: Path, line: dict, model: LlamaXR, val: list, n_samples: i
 
 def studies_of(images: list[Path], each: bool) -> list[Study]:
     """Image files -> one study of one or two views; with `each`, a study per image. UserError for more than
-    two, and if there is no such file: with `each`, if there is none of them, as the rest can be read."""
+    two, or a missing file; with `each`, only if all are missing, as the rest can be read."""
     if not each and len(images) > 2:
         raise UserError(f"{len(images)} images for one study; use --each to make each image a study")
     missing = [str(image) for image in images if not os.path.exists(image)]

@@ -289,7 +289,7 @@ def longest_reports(options: TrainOptions, studies: list[Study], tokenizer: Toke
 def free_memory(device: torch.device) -> int:
     """Bytes that each process may still take, as rank 0 sees it, so that all processes decide alike."""
     free = distributed.broadcast(lambda: memory.free_memory(device))
-    return free // distributed.world_size() if device.type == "cpu" else free
+    return free // distributed.processes_of_machine() if device.type == "cpu" else free
 
 
 def compute_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:

@@ -59,7 +59,7 @@ def one_line_errors() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise
-        remedy = "take a smaller --batch or --max-tokens, or free memory that other programs hold"
+        remedy = "use a smaller --batch or --max-tokens, or free memory that other programs hold"
         sys.exit(_print_error(f"error: {first_sentences(error)}: {remedy}", 2))
     finally:
         if quiet:

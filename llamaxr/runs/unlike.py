@@ -1,4 +1,4 @@
-"""Is an image unlike those that a run learned from: a hand, a sideways film, a film of another kind?
+"""Out-of-distribution images: is one unlike those that a run learned from, a hand or a sideways film?
 
 `fit` describes the features of the training images, each view by itself: the mean of each quarter of the
 image, the directions in which the images differ, and how much. How far another image is from them is a

@@ -35,17 +35,17 @@ from ..runs import checkpoint
 from ..runs.distributed import warn
 from ..runs.features import pooled_features
 from ..runs.log import read_lines
-from ..runs.options import DEVICE_HELP, DEVICES, from_json, option, parse
+from ..runs.options import DEVICE_HELP, DEVICES, MAX_SEED, RUN_HELP, option, parse
 from ..runs.other_systems import read_reports
 from ..runs.recipes import TrainOptions
 from ..runs.run import (
-    DEMO,
     build,
+    default_run,
     evaluation_folder,
     load_features,
     load_studies,
-    newest_run,
     pick_device,
+    read_options,
     training_splits,
 )
 from ..runs.terminal import one_line_errors
@@ -60,7 +60,7 @@ LINEAR = "linear layer on features"
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    run: Path | None = option(None, "run folder (default: the newest under runs/, or the embedded demo)")
+    run: Path | None = option(None, RUN_HELP)
     split: str = option("test", "split to evaluate", choices=SPLITS)
     reports: Path | None = option(
         None, "generated reports, JSONL of id and generated (default: RUN/eval-SPLIT/reports.jsonl)"
@@ -68,7 +68,7 @@ class ProbeOptions:
     below: float = option(0.5, "a score below this denies its finding", above=0, at_most=1)
     limit: int = option(0, "evaluate the first LIMIT studies only; 0 means all", at_least=0, at_most=10**7)
     batch: int = option(8, "reports per forward pass", at_least=1, at_most=1024)
-    seed: int = option(0, "seed of the swap", at_least=0, at_most=2**63 - 1)
+    seed: int = option(0, "seed of the swap", at_least=0, at_most=MAX_SEED)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     root: Path | None = option(None, "folder of the data set, if it has moved since the run")
     json: bool = option(False, "print probes.json instead of the tables")
@@ -77,8 +77,8 @@ class ProbeOptions:
 
 def main(argv: list[str] | None = None) -> None:
     options, _ = parse(ProbeOptions, __doc__, argv, prog="python -m llamaxr.tools.probe")
-    run = options.run or newest_run() or DEMO
-    trained = from_json(TrainOptions, checkpoint.read_config(run), run / "config.json")
+    run = options.run or default_run()
+    trained = read_options(run)
     step, device = checkpoint.last(run), pick_device(options.device)
     trained = replace(trained, root=options.root or trained.root)
     out = options.out or evaluation_folder(run, options.split)
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             rows = read_lines(outlines_file, ("id", "outline"), skip=1)  # the first has eval.py's settings
             outlines = {row["id"]: row["outline"] for row in rows}
 
-    vision, model = build(trained, device)  # LoRA and projector as they were before the first step
+    vision, model = build(trained, device)  # LoRA and projector are fresh
     model.eval()
     studies = load_studies(trained, warn)
     with tqdm(desc="features", unit=" images", leave=False) as bar:
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
                 "studies": len(evaluated), "seed": options.seed}  # fmt: skip
     results = {"settings": settings, "features": probe_features(train, evaluated, columns)}
     texts = [with_outline(s.report) if trained.outline else s.report for _, s in evaluated]
-    results["perplexity"] = probe_fine_tuning(model, step, [f for f, _ in evaluated], texts, options)
+    results["perplexity"] = probe_fine_tuning(model, step, [f for f, _ in evaluated], texts, trained, options)
     if not columns:
         warn("this vision network has no scores, so no report can contradict them")
     elif generated is None:
@@ -171,7 +171,12 @@ def annotations(parts: list[Sequence[Pair]]) -> tuple[str, list[list[tuple[Study
 
 
 def probe_fine_tuning(
-    model: LlamaXR, step: Path, studies: Sequence[StudyFeatures], texts: list[str], options: ProbeOptions
+    model: LlamaXR,
+    step: Path,
+    studies: Sequence[StudyFeatures],
+    texts: list[str],
+    trained: TrainOptions,
+    options: ProbeOptions,
 ) -> dict:
     """Perplexity of the true reports by four readers. Before fine-tuning: the base, prompted without images,
     and the start of the run, whose fresh projector adds noise to the prompt. Afterwards: the fine-tuned model
@@ -190,7 +195,10 @@ def probe_fine_tuning(
         def read(reader: LlamaXR, images: Sequence[StudyFeatures]) -> dict[str, list[float]]:
             return probes.perplexity(token_losses(reader, images, texts, options.batch, bar.update), named)
 
-        readers = {BASE: read(without_images, [no_views] * len(texts)), START: read(model, studies)}
+        readers = {BASE: read(without_images, [no_views] * len(texts))}
+        if trained.adapter:  # as train.py does
+            checkpoint.load_adapter(trained.adapter, model, trained.rank, trained.lora_alpha)
+        readers[START] = read(model, studies)
         checkpoint.load(step, model)
         readers |= {TUNED: read(model, studies), SWAPPED: read(model, swapped)}
     n_named, n = (sum(f(x) for x in named) for f in (np.sum, len))

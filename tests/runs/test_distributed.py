@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from llamaxr.data.study import Study
+from llamaxr.errors import UserError
 from llamaxr.runs import checkpoint, distributed
 from llamaxr.runs.features import study_features
 from llamaxr.runs.vision_zoo import load_vision
@@ -231,7 +232,7 @@ value = {
     "sum": distributed.all_reduce_sum(torch.tensor(rank)).item(),
     "max": distributed.all_reduce_max(15 * (rank == 1)), "shard": distributed.shard(list(range(7))),
     "gather": distributed.all_gather(str(rank)), "broadcast": distributed.broadcast(lambda: rank),
-    "found": found,
+    "found": found, "of machine": distributed.processes_of_machine(),
 }
 torch.save(value, folder / f"{rank}.pt")
 print("printed")
@@ -262,6 +263,7 @@ def check_collectives(folder, out, n):
         assert value["sum"] == sum(range(n)) and value["max"] == 15 * (n > 1)
         assert value["shard"] == list(range(7))[rank::n] and value["gather"] == [str(r) for r in range(n)]
         assert value["broadcast"] == 0 and value["found"] == (rank > 0)  # rank 0 made it
+        assert value["of machine"] == n
 
 
 def test_sums_shards_order_and_messages_of_several_processes(collectives):
@@ -280,6 +282,13 @@ def test_a_process_that_waits_for_one_that_ended_says_so_in_one_line(collectives
     _, _, err = collectives
     assert "rank 1 has ended" in err and "another process of this run ended" in err
     assert "distributed.barrier" not in err  # no traceback of rank 0 hides it
+
+
+def test_a_lack_of_memory_in_a_sum_is_not_blamed_on_another_process():
+    with pytest.raises(torch.OutOfMemoryError), distributed._one_line_if_another_died():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+    with pytest.raises(UserError, match="another process"), distributed._one_line_if_another_died():
+        raise RuntimeError("Connection closed by peer")
 
 
 def test_a_single_process_needs_no_process_group():

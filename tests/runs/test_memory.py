@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import shutil
 
 import pytest
 import torch
@@ -160,7 +161,8 @@ def test_a_lack_of_memory_ends_in_one_line_with_the_last_checkpoint_and_advice(e
         raise error
     for step in (50, 100):
         (tmp_path / f"step-{step:06d}").mkdir()
-        (tmp_path / f"step-{step:06d}" / "state.json").write_text("{}")
+        (tmp_path / f"step-{step:06d}" / "state.json").write_text(f'{{"step": {step}}}')
+    shutil.copytree(tmp_path / "step-000050", tmp_path / "step-000150.tmp")  # killed while it was saved
     with pytest.raises(UserError) as caught, memory.out_of_memory_in_one_line(tmp_path, options):
         raise error
     line = str(caught.value)
@@ -185,7 +187,7 @@ def test_the_smaller_batch_has_the_same_studies_per_step(batch, processes, flags
     ):
         raise MemoryError
     (tmp_path / "step-000001").mkdir()
-    (tmp_path / "step-000001" / "state.json").write_text("{}")
+    (tmp_path / "step-000001" / "state.json").write_text('{"step": 1}')
     named = {" --accumulate": ', "accumulate":', "--batch": '"batch":'}
     named |= {"--max-report-tokens": '"max_report_tokens":'}
     changes = functools.reduce(lambda text, flag: text.replace(flag, named[flag]), named, flags)
@@ -233,7 +235,7 @@ def test_the_other_scripts_end_in_one_line_too(script, error, tmp_path, monkeypa
     err = capsys.readouterr().err
     # from Python 3.12 on a fork of pytest's own process is warned of, where pytest shows such warnings
     lines = [line for line in err.splitlines() if "use of fork()" not in line]
-    assert stop.value.code == 2 and len(lines) == 1 and "take a smaller --batch or --max-tokens" in err
+    assert stop.value.code == 2 and len(lines) == 1 and "use a smaller --batch or --max-tokens" in err
 
 
 def test_another_error_stays_what_it_is(tmp_path):

@@ -93,6 +93,15 @@ def test_a_score_belongs_to_an_id_or_to_two_texts(tmp_path, name, lines):
     assert named["RadCliQ-v1"].less_is_better  # it counts errors
 
 
+@pytest.mark.parametrize("header", ["hyp,score", "text,score"])
+def test_a_table_of_scores_without_an_id_or_both_texts_is_refused_in_one_line(tmp_path, header):
+    (tmp_path / "s.csv").write_text(f"{header}\nClear lungs.,1\n")
+    says = refusal(
+        other_systems.with_scores, evaluation(), IDS, options(tmp_path), [f"X={tmp_path / 's.csv'}"]
+    )
+    assert "line 2: a score needs an id, or ref and hyp" in says
+
+
 def test_a_score_may_be_a_column_of_the_two_systems_files(tmp_path):
     ours = jsonl(tmp_path / "a.jsonl", [{**row, "F1": i} for i, row in enumerate(ROWS)])
     theirs = jsonl(

@@ -29,7 +29,7 @@ STUDY = Study("a", None, None, "The heart is enlarged.", "train")
 def test_what_cannot_fit_is_refused_before_it_is_loaded_with_advice(monkeypatch):
     monkeypatch.setattr("llamaxr.runs.memory.free_memory", lambda device: 2**30)
     options = apply_recipe("sample", batch=2000, recompute="off")
-    with pytest.raises(UserError, match="does not fit.*1.00 available.*take --recompute") as caught:
+    with pytest.raises(UserError, match="does not fit.*1.00 available.*use --recompute") as caught:
         check_memory(options, [STUDY] * 2000, torch.device("cpu"))
     assert "\n" not in str(caught.value)
     assert "in all" in check_memory(apply_recipe("sample"), [STUDY], torch.device("cpu"))[0]

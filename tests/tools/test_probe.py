@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -56,6 +57,21 @@ def test_on_val_the_start_and_the_fine_tuned_model_have_the_training_runs_valida
     # the same arithmetic in another order: batches of 3, not of 8
     assert math.log(readers[probe.START]["all"][0]) == pytest.approx(losses[0]["val_loss"], abs=1e-4)
     assert math.log(readers[probe.TUNED]["all"][0]) == pytest.approx(losses[-1]["val_loss"], abs=1e-4)
+
+
+def test_a_run_that_began_with_an_adapter_is_read_with_it_at_its_start_and_its_base_without(run, tmp_path):
+    readers = {}
+    for name in ("fresh", "adapted"):
+        shutil.copytree(run, tmp_path / name)
+        if name == "adapted":
+            config = json.loads((run / "config.json").read_text()) | {"adapter": str(run / "step-000003")}
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+        call(probe, "--run", tmp_path / name, "--split", "val", "--limit", 4, "--device", "cpu")
+        probes = json.loads((tmp_path / name / "eval-val" / "probes.json").read_text())
+        readers[name] = probes["perplexity"]["readers"]
+    fresh, adapted = readers["fresh"], readers["adapted"]
+    assert adapted[probe.START] != fresh[probe.START] and adapted[probe.BASE] == fresh[probe.BASE]
+    assert adapted[probe.TUNED] == fresh[probe.TUNED]
 
 
 def test_the_four_readers_differ_and_fine_tuning_lowers_the_perplexity(probed):
