@@ -18,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -652,3 +653,29 @@ def test_eval_refuses_in_one_line_before_it_loads_a_model(run, capsys, tmp_path,
     assert "swapping needs two" in refusal(capsys, evaluate, "--run", run, "--limit", 1)
     assert "holds no IU X-ray" in refusal(capsys, evaluate, "--run", run, "--root", tmp_path)
     assert "invalid choice" in refusal(capsys, evaluate, "--run", run, "--split", "all")
+
+
+def test_reports_of_the_same_ids_in_another_folder_are_generated_again(
+    run, root, evaluated, tmp_path, monkeypatch
+):
+    out, moved, calls, real = tmp_path / "out", tmp_path / "moved", [], reports.generate
+    out.mkdir()
+    moved.symlink_to(root)
+    shutil.copyfile(evaluated / "generated.jsonl", out / "generated.jsonl")
+    monkeypatch.setattr(reports, "generate", lambda *a, **k: calls.append(1) or real(*a, **k))
+    call(evaluate, "--run", run, "--root", moved, "--out", out, "--max-tokens", 20, "--limit", 2)
+    assert calls
+
+
+def test_each_study_is_told_its_own_likeness_to_the_training_images(images, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    for batch in (1, 2):
+        each = [images[0], tmp_path / "noise.png", "--each", "--json", "--batch", batch]
+        call(generate, *each, "--run", DEMO, "--max-tokens", 2)
+        out, err = capsys.readouterr()
+        values = [json.loads(line) for line in out.splitlines()]
+        assert [v["unlike_training"] for v in values] == [False, True] and all(
+            "findings" in v for v in values
+        )
+        assert "noise.png" in err and "do not trust the report" in err

@@ -191,3 +191,10 @@ def test_a_step_that_went_wrong_is_not_saved(name, tmp_path):
     check_finite({"step": 7, "loss": 1.0, "grad_norm": 2.0}, tmp_path)
     with pytest.raises(UserError, match=f"the {name} is inf at step 7; the last good checkpoint is none yet"):
         check_finite(line | {name: math.inf}, tmp_path)
+
+
+def test_a_limit_is_of_the_training_studies_and_validation_has_its_own():
+    pairs = [(None, Study(f"{s}{i}", None, None, "Clear.", s)) for s in ("train", "val") for i in range(20)]
+    train_pairs, val_pairs = training_splits(apply_recipe("ours", limit=9, val_studies=3), pairs)
+    assert [s.id for _, s in train_pairs] == [f"train{i}" for i in range(9)]
+    assert [s.id for _, s in val_pairs] == [f"val{i}" for i in range(3)]

@@ -303,3 +303,20 @@ def test_the_three_forms_give_the_same_studies_order_and_texts(tmp_path):
     assert [len(s.views) for s in openi] == [len(s.views) for s in kaggle]
     openi, kaggle = (load_studies(root, pytest.fail, split_by="patient", sections="both") for root in both)
     assert [content(s) for s in openi] == [content(s) for s in kaggle] and len(openi) >= 3
+
+
+def test_redacted_words_are_dropped_where_that_is_asked(tmp_path):
+    write(tmp_path, {"train": [entry("a", report="Normal chest x-XXXX.")]})
+    for drop, text in ((False, "Normal chest x-XXXX."), (True, "Normal chest.")):
+        assert load_studies(tmp_path, pytest.fail, drop_redacted=drop)[0].report == text
+
+
+def test_a_patients_split_stays_what_it_was():  # or test patients of a trained run would be in train
+    splits = "val test train test train train train train".split()
+    assert [patient_split(f"CXR{n}", 0) for n in range(1, 9)] == splits
+
+
+def test_a_study_of_openis_form_has_r2gens_id(tmp_path):
+    write_openi(tmp_path, ["CXR2384"])
+    (study,) = load_studies(tmp_path, pytest.fail, split_by="patient")
+    assert study.id == "CXR2384_IM-0942"

@@ -37,6 +37,10 @@ def test_outline_and_report_come_apart_again(report):
      {"consolidation": ["lower"], "nodule": ["upper"]}),
     ("Nodule with lower lung volumes. Cardiomegaly at the upper limits.", {"nodule": []}),
     ("No nodule in the upper lobes.", {}),
+    ("Left basilar opacity.", {"lung opacity": ["lower"]}),
+    ("Basal and bibasilar opacities. Atelectasis in both bases.",
+     {"lung opacity": ["lower"], "atelectasis": ["lower"]}),
+    ("Nodule. Clips in the right upper abdomen.", {"nodule": [], "device": []}),
 ])  # fmt: skip
 def test_a_zone_belongs_to_the_finding_next_to_it_in_its_sentence(report, zones):
     found = find_zones(report)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llamaxr.metrics.agreement import RATES, outcomes, pooled, score, tally
+from llamaxr.metrics.agreement import GROUPS, RATES, outcomes, pooled, score, tally
 from llamaxr.metrics.findings import CLASSES, FINDINGS, NO_FINDING, locate
 
 TRUTH = [frozenset({"effusion", "nodule"}), frozenset(), frozenset({"device"})]
@@ -125,3 +125,18 @@ def test_each_finding_of_a_study_has_its_outcome():
     assert outcomes(truth, predicted) == expected
     line = score([truth], [predicted])["per_class"]["pneumothorax"]
     assert [line[what] for what in ("right", "wrong_side", "missed", "invented", "recall")] == [0, 1, 0, 0, 1]
+
+
+def test_the_groups_are_chexperts_by_our_names():
+    five = {"atelectasis", "cardiomegaly", "consolidation", "edema", "effusion"}
+    more = {NO_FINDING, "enlarged cardiomediastinum", "lung opacity", "nodule", "pneumonia", "pneumothorax"}
+    assert sorted(GROUPS["chexpert_5"]) == sorted(five)
+    assert sorted(GROUPS["chexpert_14"]) == sorted(five | more | {"pleural other", "fracture", "device"})
+    critical = {"pneumothorax", "consolidation", "edema", "nodule", "effusion", "fracture"}
+    assert sorted(GROUPS["critical"]) == sorted(critical)
+
+
+def test_a_finding_on_its_true_side_is_right_in_the_mean_over_studies():
+    side = lambda *of: {"effusion": frozenset(of)}
+    got = score([side("left"), side("left"), {}], [side("left"), side("right"), {"nodule": frozenset()}])
+    assert [got[f"example_{rate}"] for rate in RATES] == pytest.approx([2 / 3] * 3)

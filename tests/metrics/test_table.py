@@ -239,3 +239,25 @@ def test_a_spread_is_mean_lowest_and_highest():
     some = [{"extra": {"a": [0.1], "b": [0.3]}}, {"extra": {"a": [0.2]}}]  # b is known of one order alone
     assert table.spread(some)["extra"]["b"] == [0.3, 0.3, 0.3]
     assert table.spread([{"findings": {"micro_f1": None}}]) == {"findings": {"micro_f1": None}}
+
+
+def test_r2gens_form_has_its_cut_and_its_vocabulary_of_the_training_reports():
+    train, predictions = [CONSTANT] * 3, [" ".join([text, *[CONSTANT] * 6]) for text in REFERENCES]
+    evaluation = evaluation_of(predictions, train)
+    scorer = table.Scorer(evaluation, compat=True)
+    scores = table.evaluate(evaluation, {"system": predictions}, scorer)["all"]["writers"]["system"]["coco"]
+    expected = coco.score(REFERENCES, predictions, coco.CUT, coco.vocabulary(train))
+    assert {name: scores[name][0] for name in expected} == pytest.approx(expected)
+
+
+def test_comparisons_that_a_system_invents_are_its_own():
+    last = verdicts.in_words(evaluated(["The heart is unchanged."] * len(REFERENCES)))[-1]
+    assert last.endswith("in 100.0% of its reports; true ones 0.0%.")
+
+
+def test_a_finding_of_no_class_leaves_a_study_normal_whoever_tells_it():
+    texts = ["The aorta is tortuous.", "There is scoliosis."]
+    evaluation = table.Evaluation(texts, texts, [table.true_findings(t) for t in texts], FINDINGS, [])
+    groups = table.evaluate(evaluation, {"system": texts}, table.Scorer(evaluation))
+    row = groups["all"]["writers"]["system"]["per_class"]["no finding"]
+    assert groups["normal"]["studies"] == 1 and (row["right"], row["missed"], row["invented"]) == (1, 0, 0)

@@ -255,3 +255,13 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.read_config(tmp_path)
+
+
+def test_the_hash_of_the_weights_changes_with_each_of_them(base):
+    model, _ = assemble(base, 1)
+    hashes = {checkpoint.sha256(model)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for p in trainable:
+        p.data.view(-1)[0] += 1
+        hashes.add(checkpoint.sha256(model))
+    assert len(hashes) == 1 + len(trainable)

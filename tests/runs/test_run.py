@@ -1,6 +1,7 @@
 """Which data a run's options name, whether it fits into memory, and what is left of it."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from llamaxr.data import iu_layouts
+from llamaxr.data.iu_xray import patient_split
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
@@ -22,6 +24,9 @@ from llamaxr.runs.vision_zoo import load_vision
 from llamaxr.tokenizer import load_tokenizer
 from llamaxr.vision import StudyFeatures
 from llamaxr.weights import load_llama
+from tests.data.test_iu_xray import write_openi
+from tests.data.test_mimic_cxr import VISITS
+from tests.data.test_mimic_cxr import write as write_mimic
 
 STUDY = Study("a", None, None, "The heart is enlarged.", "train")
 
@@ -218,3 +223,45 @@ def test_deterministic_refuses_what_has_no_fixed_order(monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_the_split_that_is_asked_for_is_the_one_that_is_evaluated():
+    splits = ["train"] * 2 + ["val"] * 3 + ["test"] * 4
+    pairs = [(None, replace(STUDY, id=str(i), split=split)) for i, split in enumerate(splits)]
+    for split, ids in (("train", "01"), ("val", "234"), ("test", "5678")):
+        assert "".join(s.id for _, s in run.evaluated_split(pairs, split, 0)[2]) == ids
+    assert len(run.evaluated_split(pairs, "val", 2)[2]) == 2
+
+
+def test_iu_xrays_text_and_split_are_those_of_the_options(tmp_path):
+    write_openi(tmp_path, [f"CXR{n}" for n in range(1, 9)], findings="Normal chest x-XXXX.")
+    of_options = {"split_by": "patient", "split_seed": 7, "sections": "both", "drop_redacted": True}
+    studies = load_studies(apply_recipe("ours", data="iu_xray", root=tmp_path, **of_options), pytest.fail)
+    assert {s.report for s in studies} == {"Normal chest. Big heart."}
+    assert [s.split for s in studies] == [patient_split(f"CXR{n}", 7) for n in range(1, 9)]
+
+
+def test_mimic_cxrs_text_is_that_of_the_options(tmp_path):
+    write_mimic(tmp_path, VISITS)
+    options = apply_recipe("ours", data="mimic_cxr", root=tmp_path, sections="impression", on_missing="skip")
+    assert "No change." in {s.report for s in load_studies(options, lambda line: None)}
+
+
+def test_the_run_that_was_written_to_last_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    assert run.default_run() == run.DEMO
+    for seconds, name in enumerate(("b", "c", "a")):
+        (tmp_path / name / "step-000001").mkdir(parents=True)
+        for file in ("config.json", "metrics.jsonl"):
+            (tmp_path / name / file).write_text("{}")
+        os.utime(tmp_path / name / "metrics.jsonl", (seconds, seconds))
+    assert run.default_run() == tmp_path / "a"
+    shutil.rmtree(tmp_path / "a" / "step-000001")
+    assert run.newest_run() == tmp_path / "c" and run.newest_run(with_checkpoint=False) == tmp_path / "a"
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(run.memory, "free_memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr(run.distributed, "processes_of_machine", lambda: 4)
+    assert run.free_memory(torch.device("cpu")) == 2 * 2**30
+    assert run.free_memory(torch.device("cuda")) == 8 * 2**30  # each has a GPU of its own

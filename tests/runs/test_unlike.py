@@ -147,3 +147,9 @@ def test_phantoms_are_no_strangers(frontals, judge):
 ], ids=["turned left", "turned right", "upside down", "inverted", "noise"])  # fmt: skip
 def test_films_that_are_not_as_a_radiologist_hangs_them_are_strangers(frontals, judge, change):
     assert judge(change(frontals[2])) >= 0.95
+
+
+def test_repeated_studies_change_nothing():
+    train, val = normal_studies(100, 0), normal_studies(100, 1)
+    once, twice = unlike.fit(train, val), unlike.fit([s for s in train for _ in "ab"], val)
+    assert all(torch.equal(t, twice[name]) for name, t in once.items())

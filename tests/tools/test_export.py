@@ -160,6 +160,7 @@ def test_an_adapter_made_by_peft_can_be_loaded(tmp_path):
     ("other", "reason"),
     [({"r": 4}, "r is 4"), ({"lora_alpha": 4}, "lora_alpha is 4"), ({"use_rslora": True}, "use_rslora"),
      ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
+     ({"init_lora_weights": "pissa"}, "init_lora_weights is pissa"),
      ({"target_modules": ["lm_head"]}, "lm_head"),
      ({"rank_pattern": {"q_proj": 2}}, "rank_pattern")],
 )  # fmt: skip

@@ -181,3 +181,15 @@ def test_probe_refuses_in_one_line(run, capsys, tmp_path):
     assert "is missing" in refusal("--run", run, "--reports", tmp_path / "none.jsonl")
     assert "too few" in refusal("--run", run, "--limit", 1)
     assert "config.json" in refusal("--run", tmp_path)
+
+
+def test_swapped_reports_are_those_of_other_studies_and_one_view_that_shows_it_is_enough():
+    def features(*scores):
+        return StudyFeatures([0, 1], torch.zeros(2, 3, 7, 7), torch.tensor(scores)[:, None].expand(2, 18))
+
+    evaluated = [(features(0.1, 0.9), Study("1", None, None, "Large effusion.", "test")),
+                 (features(0.1, 0.2), Study("2", None, None, "Clear.", "test"))]  # fmt: skip
+    generated = {study.id: study.report for _, study in evaluated}
+    columns = {"effusion": [PATHOLOGIES.index("Effusion")]}
+    rows = probe.probe_denials(evaluated, generated, columns, probe.ProbeOptions())["reports"]
+    assert [rows[name]["effusion"]["denied"] for name in ("generated", "swapped")] == [0, 1]

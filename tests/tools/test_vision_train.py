@@ -9,16 +9,19 @@ from llamaxr.data.phantom import make_studies
 from llamaxr.data.study import Study
 from llamaxr.errors import UserError
 from llamaxr.metrics.findings import FINDINGS, PATHOLOGIES_OF
+from llamaxr.radiograph import load_radiograph
 from llamaxr.runs.vision_zoo import TINY, ImageNetVision, load_vision
 from llamaxr.tools import vision_train
 from llamaxr.tools.vision_train import (
     MIN_EXAMPLES,
     augment,
     fit,
+    load_pixels,
     mask_rare,
     mean_over_views,
     pathology_labels,
     side_labels,
+    to_radiographs,
     weights_to_save,
 )
 from llamaxr.vision import PATHOLOGIES, Vision
@@ -133,3 +136,25 @@ def test_it_starts_from_radiographs_alone(monkeypatch):
     monkeypatch.setattr(vision_train, "load_vision", lambda *_, **__: ImageNetVision("densenet121"))
     with pytest.raises(UserError, match="trained on radiographs"):
         vision_train.main(["--start", "densenet121-imagenet"])
+
+
+def test_pixels_are_the_radiographs_that_were_read_each_of_its_study(tmp_path):
+    studies = make_studies(tmp_path, 3, 1, 1)
+    views = [(i, path) for i, study in enumerate(studies) for _, path in study.views]
+    pixels, study_of = load_pixels(studies, lambda n: None)
+    assert study_of.tolist() == [i for i, _ in views]
+    radiographs = torch.stack([load_radiograph(path) for _, path in views])
+    half_a_level = 1024 / 255 + 0.01
+    torch.testing.assert_close(to_radiographs(pixels, "cpu"), radiographs, rtol=0, atol=half_a_level)
+
+
+def test_the_weights_of_the_best_epoch_are_kept(tmp_path, monkeypatch):
+    studies, epochs, saved = make_studies(tmp_path / "sample", 24, 8, 1), [], []
+    predict, save = vision_train.predict, vision_train.save_weights
+    monkeypatch.setattr(vision_train, "load_studies", lambda *_, **__: studies)
+    monkeypatch.setattr(vision_train, "MIN_EXAMPLES", 4)
+    monkeypatch.setattr(vision_train, "predict", lambda *a: epochs.append(1) or predict(*a))
+    monkeypatch.setattr(vision_train, "auroc", lambda *_: [0.6, 0.8, 0.7][len(epochs) - 1])
+    monkeypatch.setattr(vision_train, "save_weights", lambda *a: saved.append(len(epochs)) or save(*a))
+    vision_train.main([*SHORT, "--epochs", "3", "--out", str(tmp_path / "w.safetensors")])
+    assert saved == [1, 2]
