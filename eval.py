@@ -129,8 +129,8 @@ def prepare_run(options: EvalOptions) -> tuple:
                 "max_tokens": options.max_tokens, "vision": trained.vision, "leaked": trained.leaked,
                 "vision_trained_on": trained.vision_trained_on, "drawn": runs.drawn(trained, options.root),
                 "unlike_training": unlike.share(step.known, [f for f, _ in chosen])}  # fmt: skip
-    made_of = to_json(trained) | {"root": str(options.root or trained.root), "split": options.split,
-               "device": device.type, "weights": checkpoint.sha256(model)}  # fmt: skip
+    made_of = to_json(trained) | {"root": None, "split": options.split, "device": device.type,
+                                  "weights": checkpoint.sha256(model)}  # fmt: skip
     if not trained.plain:
         runs.prepare_for_generation(model, device, options.batch, options.max_tokens)
     generated = reports.generate_reports(model, chosen, options.batch, options.max_tokens, out, made_of)

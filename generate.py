@@ -19,6 +19,7 @@ from llamaxr.data.outline import split_outline  # the line of findings before a 
 from llamaxr.decoding import beam_search, generate, stream
 from llamaxr.errors import UserError
 from llamaxr.files.text import printable  # without what moves a terminal's cursor
+from llamaxr.radiograph import load_radiograph
 from llamaxr.runs import unlike  # is an image unlike the training images?
 from llamaxr.runs.distributed import warn  # a line on stderr
 from llamaxr.runs.features import study_features  # DenseNet's output for each study
@@ -53,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         (("top_p", "seed"), options.temperature > 0, "--temperature above 0"),
     ])  # fmt: skip
 
+    for study in studies if not options.each else ():
+        for _, path in study.views:
+            load_radiograph(path)  # what cannot be read is refused now, and not after the model is loaded
     run = options.run or default_run()
     trained, vision, model, checkpoint = open_run(run, options.device, options.plain)
     device = model.projector.place.device

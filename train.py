@@ -113,7 +113,7 @@ def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[Tr
     with progress_bar() as progress:
         with distributed.main_process_first():
             studies = runs.load_studies(options, warn, progress)
-        runs.training_splits(options, [(None, study) for study in studies])  # refuses too few now
+        studies = runs.studies_to_train_on(options, studies)  # refuses too few now
         options = runs.with_base_commit(options)
         memory, recompute = runs.check_memory(options, studies, device)
         vision, model = runs.build(options, device, progress)
@@ -167,7 +167,7 @@ def schedule(step: int, options: TrainOptions) -> float:
 def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
     """Mean loss per report token of the val studies, sharded over the processes. No dropout: no eval()."""
     total, count = 0.0, 0
-    for i in range(0, len(val), options.batch):
+    for i in tqdm(range(0, len(val), options.batch), "val", leave=False, disable=not is_main_process()):
         if pairs := distributed.shard(val[i : i + options.batch]):
             batch = collate(model, pairs, options)
             total, count = total + model.loss(batch).item(), count + len(batch.answers)

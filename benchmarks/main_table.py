@@ -1,8 +1,8 @@
 """The rows of the main table: results of runs on IU X-ray -> benchmarks/results/NAME.json.
 
     python -m llamaxr.tools.simulate_iu --reports NLMCXR_reports.tgz IU
-    python -m llamaxr.tools.vision_train --data iu_xray --root IU --epochs 12 --out VISION
-    python train.py --data iu_xray --root IU --base SMOLLM2 --vision VISION ... --out RUN
+    python -m llamaxr.tools.vision_train --data iu_xray --root IU --epochs 12 --out VISION.safetensors
+    python train.py --data iu_xray --root IU --base SMOLLM2 --vision VISION.safetensors ... --out RUN
     python eval.py --run RUN --split test
     python benchmarks/main_table.py NAME RUN/eval-test [RUN2/eval-test ...]
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from llamaxr.data.phantom import phantom
 from llamaxr.data.study import Study
 from llamaxr.files import tensors
-from llamaxr.runs import checkpoint, reports
+from llamaxr.runs import checkpoint, log, reports
 from llamaxr.runs.features import study_features
 from llamaxr.runs.recipes import SAME_DATA
 from llamaxr.runs.run import DEMO, open_run
@@ -235,6 +235,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_never_saved(
 def test_train_refuses_in_one_line(run, root, options, capsys, tmp_path):
     assert "finished its 6 steps" in refusal(capsys, train, "--resume", run)
     assert "leave out --lr" in refusal(capsys, train, "--resume", run, "--lr", 1)
+    assert "finished its 6 steps" in refusal(capsys, train, "--resume", run, "--device", "cpu")
     assert "exists already" in refusal(capsys, train, *options, "--out", run)
     assert "does not exist" in refusal(capsys, train, "--resume", tmp_path / "none")
     new = ["--out", tmp_path / "new"]
@@ -655,16 +656,49 @@ def test_eval_refuses_in_one_line_before_it_loads_a_model(run, capsys, tmp_path,
     assert "invalid choice" in refusal(capsys, evaluate, "--run", run, "--split", "all")
 
 
-def test_reports_of_the_same_ids_in_another_folder_are_generated_again(
-    run, root, evaluated, tmp_path, monkeypatch
-):
+def test_reports_are_those_of_the_same_images_wherever_these_are(run, root, evaluated, tmp_path, monkeypatch):
     out, moved, calls, real = tmp_path / "out", tmp_path / "moved", [], reports.generate
     out.mkdir()
-    moved.symlink_to(root)
     shutil.copyfile(evaluated / "generated.jsonl", out / "generated.jsonl")
+    shutil.copytree(root / "images", moved / "images")
+    shutil.copyfile(root / "annotation.json", moved / "annotation.json")
+    monkeypatch.setattr(reports, "generate", lambda *a, **k: calls.append(len(a[1])) or real(*a, **k))
+    again = ["--run", run, "--root", moved, "--out", out, "--max-tokens", 20, "--limit", 2]
+    call(evaluate, *again)
+    assert calls == []
+    shutil.copyfile(moved / "images/32/0.png", moved / "images/33/0.png")  # another film of the second study
+    call(evaluate, *again)
+    assert calls == [1]
+
+
+def test_an_evaluation_with_other_settings_keeps_the_reports(run, evaluated, tmp_path, monkeypatch):
+    out, calls, real = tmp_path / "out", [], reports.generate
+    out.mkdir()
+    shutil.copyfile(evaluated / "generated.jsonl", out / "generated.jsonl")
+    before = (out / "generated.jsonl").read_bytes()
+    call(evaluate, "--run", run, "--out", out, "--max-tokens", 5, "--limit", 2)
+    (kept,) = out.glob("generated-*.jsonl")
+    assert kept.read_bytes() == before != (out / "generated.jsonl").read_bytes()
     monkeypatch.setattr(reports, "generate", lambda *a, **k: calls.append(1) or real(*a, **k))
-    call(evaluate, "--run", run, "--root", moved, "--out", out, "--max-tokens", 20, "--limit", 2)
-    assert calls
+    call(evaluate, "--run", run, "--out", out, "--max-tokens", 20, "--limit", 2)
+    assert (out / "generated.jsonl").read_bytes() == before and calls == []
+
+
+def test_a_second_ctrl_c_stops_at_once(capfd):
+    caught = log.catch_signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert caught == [signal.SIGTERM] * 2 and capfd.readouterr().err.count("stopping after this step") == 1
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_no_image_is_refused_before_the_model_is_loaded(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "open_run", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "text.png").write_text("no image")
+    assert "text.png" in refusal(capsys, generate, images[0], tmp_path / "text.png")
+    for argv in ([tmp_path], [images[0], tmp_path, "--each"]):
+        assert "is a folder; give its images" in refusal(capsys, generate, *argv)
 
 
 def test_each_study_is_told_its_own_likeness_to_the_training_images(images, tmp_path, capsys):

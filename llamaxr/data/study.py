@@ -82,7 +82,9 @@ def validate_studies(
     }
     summary = "; ".join(f"{kind}: {len(cases)} (first {cases[0]})" for kind, cases in faults.items() if cases)
     if summary and on_missing == "refuse":
-        raise UserError(f"{source} is incomplete: {summary}. Add what is missing, or use --on-missing skip")
+        raise UserError(
+            f"{source} is incomplete: {summary}. Add what is missing; train.py can --on-missing skip it"
+        )
     if summary:
         warn(f"{source} is incomplete: {summary}. Using the other {len(complete)} studies")
     if not complete:
@@ -94,6 +96,8 @@ def path_inside(folder: Path, name: str, where: object) -> Path:
     """folder / name, for a name that was read from a file. UserError if the name leads out of the folder.
     What it names may be a link to anywhere: links are made by the user, not by the file."""
     path = PurePath(name)
+    if "\\" in name and not (folder / path).exists():
+        raise UserError(f"{where} names {short(name)!r}; write its path with / and relative to {folder}/")
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{where} names {short(name)!r}, which is outside of {folder}/; correct the file")
     return folder / path

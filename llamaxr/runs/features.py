@@ -87,14 +87,16 @@ def study_features(
                 n = CPU_FILMS if device.type == "cpu" else batch
                 parts = [extract_features(vision, films[i : i + n], device) for i in range(0, len(films), n)]
                 grids, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-                rows |= {name: _Row(grids, scores, i) for i, (name, _) in enumerate(decoded)}
                 if folder:
                     _save_batch(folder, [name for name, _ in decoded], grids, scores)
+                else:
+                    rows |= {name: _Row(grids, scores, i) for i, (name, _) in enumerate(decoded)}
             if progress:
                 progress(len(named_paths))
     if folder and distributed.world_size() > 1:
         errors = {path: error for each in distributed.all_gather(errors) for path, error in each.items()}
-        rows = _read_cache(folder)  # complete, because all_gather has waited for all processes
+    if folder and (missing or distributed.world_size() > 1):
+        rows = _read_cache(folder)  # mapped files take no memory; all_gather has waited for all processes
         failed = {name for name, path in missing if str(path) in errors}
         if any(isinstance(n, str) and n not in rows and n not in failed for n in names):
             raise UserError(

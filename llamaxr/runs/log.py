@@ -45,11 +45,19 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
 def catch_signals() -> list[int]:
     """An empty list; SIGINT (Ctrl-C) and SIGTERM add their number to it instead of ending the process, unless
-    they are ignored."""
+    they are ignored. A second Ctrl-C ends it; not under torchrun, which sends a second one itself."""
     caught: list[int] = []
+
+    def catch(number: int, frame: object) -> None:
+        if not caught and distributed.is_main_process():  # print might be what was interrupted
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once and saves nothing\n")
+        elif number == signal.SIGINT and distributed.world_size() == 1:
+            raise KeyboardInterrupt
+        caught.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell script's `&` ignores SIGINT
-            signal.signal(number, lambda n, frame: caught.append(n))
+            signal.signal(number, catch)
     return caught
 
 

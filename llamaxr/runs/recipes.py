@@ -36,8 +36,8 @@ LLAMA_8B = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"  # the paper's base, already in 
 EXTRA = {
     "--resume": {
         "nargs": "?", "const": "", "metavar": "RUN",
-        "help": "continue this run, with its own options (default: the newest run); --root, --base, --vision "
-                "and --cache say where these have moved to",
+        "help": "continue this run, with its own options (default: the newest unfinished one); --root, "
+                "--base, --vision, --cache and --device say where these are now",
     },
     "--describe": {"action": "store_true", "help": "print what is in the data set and exit"},
     "--json": {"action": "store_true", "help": "with --describe: print JSON"},
@@ -45,7 +45,7 @@ EXTRA = {
 MAX_STUDIES = 10**7  # MIMIC-CXR has 2 * 10**5
 BY_RECIPE = MISSING  # an option that the recipes give different values
 
-MOVABLE = {"root", "base", "vision", "cache"}  # what --resume may find in another place than the run did
+MOVABLE = {"root", "base", "vision", "cache", "device"}  # what --resume may find elsewhere than the run did
 
 # Data set -> a vision network that never saw it, so that no test patient is known to it.
 UNSEEN_VISION = {
@@ -277,7 +277,7 @@ def parse_train_options(description: str, argv: list[str] | None = None):
 
 
 def moved(options: TrainOptions, given: TrainOptions, names: set[str]) -> TrainOptions:
-    """The options of a run whose data, base, vision network or cache (`names`) is now where `given` says."""
+    """The options of a run, those of `names` as `given` says: data, base, vision, cache or device moved."""
     return replace(options, **{name: getattr(given, name) for name in names & MOVABLE})
 
 

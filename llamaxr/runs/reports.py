@@ -3,12 +3,17 @@
 An evaluation that was interrupted goes on after its last batch. If there are several processes, each
 generates a shard of the batches and writes a file of its own; at the end all rows are in one file.
 
-    generated.jsonl     a line that says what made them, then per study {"id", "outline", "generated"}
-    generated.1.jsonl   the same by rank 1, until it is merged into generated.jsonl
+    generated.jsonl            a line that says what made them, then per study {"id", "features": their hash,
+                               "outline", "generated"}
+    generated.1.jsonl          the same by rank 1, until it is merged into generated.jsonl
+    generated-0123abcd.jsonl   those that were made otherwise, by the hash of their first line
 """
 
 import codecs
+import contextlib
+import hashlib
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -42,13 +47,14 @@ def generate_reports(
     """The (outline, report) that greedy decoding gives for each (features, study), in order.
 
     folder: where generated.jsonl is, or will be. made_of: all that decides a report, the weights included,
-    but max_tokens. Rows that are there already are used if they were made of the same.
+    but max_tokens and the features. Rows that are there already are used if they were made of the same.
     """
     path, settings = folder / "generated.jsonl", {**made_of, "max_tokens": max_tokens}
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # two evaluations into one folder would mix their reports
         rank = distributed.rank()
-        finished = distributed.broadcast(lambda: _read_finished(path, settings))
+        hashes = {study.id: _hash(features) for features, study in pairs}
+        finished = distributed.broadcast(lambda: _read_finished(path, settings, hashes))
         unfinished = [(features, study.id) for features, study in pairs if study.id not in finished]
         unfinished.sort(key=lambda pair: len(pair[0].views))  # prompts of equal length together
         batches = distributed.shard([unfinished[i : i + batch] for i in range(0, len(unfinished), batch)])
@@ -60,9 +66,9 @@ def generate_reports(
                 texts = _generate(model, [features for features, _ in part], max_tokens)
                 for (_, name), text in zip(part, texts, strict=True):
                     outline, report = split_outline(text)
-                    write_line(file, {"id": name, "outline": outline, "generated": report})
+                    write_line(file, _row(name, hashes[name], outline, report))
         distributed.barrier()
-        finished = distributed.broadcast(lambda: _read_finished(path, settings))
+        finished = distributed.broadcast(lambda: _read_finished(path, settings, hashes))
     return [finished[study.id] for _, study in pairs]
 
 
@@ -94,6 +100,8 @@ def studies_of(images: list[Path], each: bool) -> list[Study]:
     two, or a missing file; with `each`, only if all are missing, as the rest can be read."""
     if not each and len(images) > 2:
         raise UserError(f"{len(images)} images for one study; use --each to make each image a study")
+    if folders := [str(image) for image in images if os.path.isdir(image)]:
+        raise UserError(f"{folders[0]} is a folder; give its images, with --each")
     missing = [str(image) for image in images if not os.path.exists(image)]
     if missing and not (each and len(missing) < len(images)):
         raise UserError(f"no radiograph at {', '.join(missing[:3])}: check the path")
@@ -137,23 +145,48 @@ def _generate(model: LlamaXR, studies: list[StudyFeatures], max_tokens: int) -> 
     return [model.tokenizer.decode(row) for row in rows]
 
 
-def _read_finished(path: Path, settings: dict) -> dict[str, tuple[str, str]]:
-    """id -> (outline, report) of what these settings generated so far. Merges the files of all processes into
-    `path`, so that any number of processes can go on."""
-    finished, others = {}, sorted(path.parent.glob(f"{path.stem}.*.jsonl"))
+def _row(name: str, features: str, outline: str, report: str) -> dict[str, str]:
+    return {"id": name, "features": features, "outline": outline, "generated": report}
+
+
+def _hash(features: StudyFeatures) -> str:
+    """Of all that a report is made of, but the model: 16 hex digits. Other films or other vision weights give
+    others, whatever their files are called."""
+    digest = hashlib.sha256(json.dumps(features.views).encode())
+    for tensor in (features.grids, features.scores):
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_finished(path: Path, settings: dict, hashes: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """id -> (outline, report) of what these settings generated so far from features with these hashes. Merges
+    the files of all processes into `path`, so that any number of processes can go on."""
+    _set_aside(path, settings)
+    finished, rows, others = {}, [], sorted(path.parent.glob(f"{path.stem}.*.jsonl"))
     for file in (path, *others):
         try:
             first, *lines = read_bytes(file, MAX_LOG).splitlines()
             for line in lines if parse_json(first) == settings else ():
-                row = parse_json(line)
-                name, outline, report = (row[key] for key in ("id", "outline", "generated"))
-                if not all(isinstance(text, str) for text in (name, outline, report)):
+                row = _row(*(parse_json(line)[key] for key in ("id", "features", "outline", "generated")))
+                if not all(isinstance(text, str) for text in row.values()):
                     raise ValueError("no texts")
-                finished[name] = outline, report
+                rows.append(row)
+                if hashes.get(row["id"]) == row["features"]:
+                    finished[row["id"]] = row["outline"], row["generated"]
         except (UserError, ValueError, KeyError, TypeError):
             pass  # no file, or its last line was cut off: what cannot be read is generated again
-    rows = [{"id": name, "outline": o, "generated": text} for name, (o, text) in finished.items()]
     write_lines(path, [settings, *rows])
     for file in others:
         file.unlink()
     return finished
+
+
+def _set_aside(path: Path, settings: dict) -> None:
+    """Reports of other settings may have taken hours: keep them, and take back those of these settings."""
+    named = lambda first: path.with_name(f"{path.stem}-{hashlib.sha256(first).hexdigest()[:8]}.jsonl")
+    own = json.dumps(settings).encode()
+    with contextlib.suppress(FileNotFoundError, IndexError):
+        if (first := path.read_bytes().splitlines()[0]) != own:
+            os.replace(path, named(first))
+    if not path.exists() and named(own).exists():
+        os.replace(named(own), path)

@@ -68,13 +68,13 @@ def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tupl
     an existing one, whose root, base, vision and cache may have moved (`given`: what the command line gives).
     UserError if a new run's folder is taken, a part of the run is not there, or nothing is left to do."""
     if resume is None:
-        run = options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = (options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
         if options.out:
             run_folder.check_free(run)
     else:
-        run = Path(resume) if resume else newest_run(with_checkpoint=False)
+        run = Path(resume) if resume else newest_unfinished_run()
         if run is None:
-            raise UserError(f"nothing to resume: {RUNS} holds no run")
+            raise UserError(f"nothing to resume: {RUNS} holds no unfinished run")
         options = moved(read_options(run), options, given)
         if is_finished(run, options) and (run / "loss.png").is_file():
             raise UserError(f"{run} has already finished its {options.steps} steps; start a new run")
@@ -98,12 +98,17 @@ def is_finished(run: Path, options: TrainOptions) -> bool:
 def check_parts(options: TrainOptions) -> None:
     """UserError for a file or folder that the options name and that is not there, before anything is loaded
     or downloaded."""
-    if options.root is not None and not options.root.exists():
-        raise UserError(f"the data set {options.root} does not exist; check --root")
+    check_root(options)
     check_networks(options)
     (options.cache or CACHE).mkdir(parents=True, exist_ok=True)
     if options.adapter is not None:
         checkpoint.read_adapter(options.adapter, options.rank, options.lora_alpha)
+
+
+def check_root(options: TrainOptions) -> None:
+    """UserError for a data set that is not where the options say."""
+    if options.root is not None and not options.root.exists():
+        raise UserError(f"the data set {options.root} does not exist; say with --root where it is")
 
 
 def check_networks(options: TrainOptions) -> None:
@@ -148,6 +153,7 @@ def load_studies(
 
     warn gets a line for each kind of study that is left out. progress(what, done, total) reports drawing (in
     studies) or downloading (in bytes)."""
+    check_root(options)
     data, cache = options.data, options.cache or CACHE
     text = {"sections": options.sections, "drop_redacted": options.drop_redacted}
     if data in ("sample", "csv") and text != {"sections": "findings", "drop_redacted": False}:
@@ -183,7 +189,7 @@ def load_features(
     if unreadable and options.on_missing == "refuse":
         raise UserError(
             f"{len(unreadable)} images cannot be read; the first: {unreadable[0]}; replace them, or leave "
-            "them out with --on-missing skip"
+            "them out with train.py's --on-missing skip"
         )
     pairs = [(f, s) for f, s in zip(features, studies, strict=True) if f.views]
     if unreadable:
@@ -202,6 +208,14 @@ def training_splits(options: TrainOptions, pairs: list[tuple]) -> tuple[list[tup
     if len(train) < options.batch or not val:
         raise UserError(f"{len(train)} train, {len(val)} val studies are too few for --batch {options.batch}")
     return repeat_rare(train, options.repeat_rare, options.seed), val
+
+
+def studies_to_train_on(options: TrainOptions, studies: list[Study]) -> list[Study]:
+    """The train studies up to --limit and all of val: what a training needs features of. UserError if they
+    are too few."""
+    training_splits(options, [(None, study) for study in studies])
+    train = [study for study in studies if study.split == "train"][: options.limit or None]
+    return train + [study for study in studies if study.split == "val"]
 
 
 def drawn(options: TrainOptions, moved: Path | None = None) -> bool:
@@ -399,13 +413,22 @@ def default_run() -> Path:
     return newest_run() or DEMO
 
 
-def newest_run(with_checkpoint: bool = True) -> Path | None:
-    """The run under runs/ that was written to last; None if there is none. with_checkpoint=False: also one
-    that was stopped before its first checkpoint."""
-    written = {}
-    for run in RUNS.glob("*"):
-        wanted = (run / "config.json").is_file() and run.suffix != ".tmp"
-        if wanted and (checkpoint.has_checkpoint(run) or not with_checkpoint):
-            log_file = run / "metrics.jsonl"
-            written[run] = (log_file if log_file.is_file() else run).stat().st_mtime
-    return max(written, key=written.get, default=None)
+def newest_run() -> Path | None:
+    """The run under runs/ with a checkpoint that was written to last; None if there is none."""
+    return max(filter(checkpoint.has_checkpoint, _runs()), key=_last_written, default=None)
+
+
+def newest_unfinished_run() -> Path | None:
+    """The run under runs/ to go on with: of those that have a checkpoint, or else of the others, the one that
+    was written to last. None if there is none, or all are finished."""
+    unfinished = [run for run in _runs() if not (run / "loss.png").is_file()]
+    return max(unfinished, key=lambda run: (checkpoint.has_checkpoint(run), _last_written(run)), default=None)
+
+
+def _runs() -> list[Path]:
+    return [run for run in RUNS.glob("*") if (run / "config.json").is_file() and run.suffix != ".tmp"]
+
+
+def _last_written(run: Path) -> float:
+    log_file = run / "metrics.jsonl"
+    return (log_file if log_file.is_file() else run).stat().st_mtime

@@ -42,9 +42,12 @@ COMPARED_TEXT = prompt_text("frontal view: lateral view:") + REPORT
 
 
 def export_adapter(model: LlamaXR, options: TrainOptions, base: Path, out: Path) -> None:
-    """Write the adapter for peft.PeftModel.from_pretrained(base, out)."""
+    """Write the adapter for peft.PeftModel.from_pretrained(base, out). base: the folder of the weights, which
+    the adapter names only where the base is embedded here; a hub id is found on other machines too."""
     checkpoint.write_tensors(out / "adapter_model.safetensors", checkpoint.adapter_tensors(model))
-    config = checkpoint.peft_config({**to_json(options), "base": str(base)})
+    config = checkpoint.peft_config(
+        to_json(options) | ({"base": str(base)} if options.base == "tiny" else {})
+    )
     checkpoint.write_json(out / "adapter_config.json", config)
 
 

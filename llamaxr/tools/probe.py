@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     step, device = checkpoint.last(run), pick_device(options.device)
     trained = replace(trained, root=options.root or trained.root)
     out = options.out or evaluation_folder(run, options.split)
-    reports_file = options.reports or out / "reports.jsonl"
+    reports_file = options.reports or evaluation_folder(run, options.split) / "reports.jsonl"
     outlines_file = reports_file.with_name("generated.jsonl")  # beside eval.py's reports
     generated = outlines = None
     if options.reports or reports_file.is_file():
@@ -91,9 +91,9 @@ def main(argv: list[str] | None = None) -> None:
             rows = read_lines(outlines_file, ("id", "outline"), skip=1)  # the first has eval.py's settings
             outlines = {row["id"]: row["outline"] for row in rows}
 
+    studies = load_studies(trained, warn)
     vision, model = build(trained, device)  # LoRA and projector are fresh
     model.eval()
-    studies = load_studies(trained, warn)
     with tqdm(desc="features", unit=" images", leave=False) as bar:
         pairs = load_features(trained, vision, studies, device, warn, bar.update)
     train = [pair for pair in pairs if pair[1].split == "train"]

@@ -192,7 +192,9 @@ class VisionTrainOptions:
     seed: int = option(0, "seed of weights, order and augmentation", at_least=0, at_most=2**63 - 1)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     cache: Path | None = option(None, "folder for drawn images (default: cache/ in the repository)")
-    out: Path = option(CACHE / "vision.safetensors", "file to write: the weights of the best epoch on val")
+    out: Path = option(
+        CACHE / "vision.safetensors", "new file, .safetensors: the weights of the best epoch on val"
+    )
 
 
 def starting_network(options: VisionTrainOptions, progress: Progress | None = None) -> Vision:
@@ -211,6 +213,11 @@ def main(argv: list[str] | None = None) -> None:
     options, extra = parse(VisionTrainOptions, __doc__, argv, prog="python -m llamaxr.tools.vision_train")
     starts_at_random = (("architecture",), options.start is None, "random weights to start from")
     refuse_without_effect(extra.given, [starts_at_random])
+    if options.out.suffix != ".safetensors":
+        raise UserError(f"--out {options.out} does not end in .safetensors, so train.py could not read it")
+    if options.out.exists():
+        raise UserError(f"{options.out} exists already, and runs may use it; name another --out")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     device = pick_device(options.device)
     data = apply_recipe("ours", data=options.data, root=options.root, cache=options.cache)
     torch.manual_seed(options.seed)

@@ -57,6 +57,7 @@ def test_excels_byte_order_mark_another_column_order_and_more_columns_are_accept
         (HEAD + "x,,,Fine.,train\n", "line 2: a study needs"),
         (HEAD + "x,../a.png,,Fine.,train\n", "line 2 names '../a.png', which is outside of"),
         (HEAD + "x,/etc/hostname,,Fine.,train\n", "outside of"),
+        (HEAD + "x,images\\a.png,,Fine.,train\n", "write its path with / and relative to"),
         (HEAD + 'x,images/a.png,,"Fine.,train\n', "cannot be read as CSV"),
         (HEAD + f"x,images/a.png,,{'a' * 200_000},train\n", "cannot be read as CSV"),
         (HEAD, "has no study"),

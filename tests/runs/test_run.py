@@ -257,7 +257,20 @@ def test_the_run_that_was_written_to_last_is_the_default(tmp_path, monkeypatch):
         os.utime(tmp_path / name / "metrics.jsonl", (seconds, seconds))
     assert run.default_run() == tmp_path / "a"
     shutil.rmtree(tmp_path / "a" / "step-000001")
-    assert run.newest_run() == tmp_path / "c" and run.newest_run(with_checkpoint=False) == tmp_path / "a"
+    assert run.newest_run() == tmp_path / "c" == run.newest_unfinished_run()  # a has no checkpoint
+    (tmp_path / "c" / "loss.png").touch()  # finished
+    assert run.newest_run() == tmp_path / "c" and run.newest_unfinished_run() == tmp_path / "b"
+    (tmp_path / "b" / "loss.png").touch()
+    assert run.newest_unfinished_run() == tmp_path / "a"
+
+
+def test_only_what_training_needs_has_its_features_computed():
+    studies = [replace(STUDY, id=f"{s}{i}", split=s) for s in ("test", "train", "val") for i in range(9)]
+    options = apply_recipe("sample", batch=2, limit=3, val_studies=2)
+    needed = [study.id for study in run.studies_to_train_on(options, studies)]
+    assert needed == [f"train{i}" for i in range(3)] + [f"val{i}" for i in range(9)]
+    with pytest.raises(UserError, match="3 train, 2 val studies are too few for --batch 4"):
+        run.studies_to_train_on(replace(options, batch=4), studies)
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):

@@ -132,6 +132,14 @@ def test_a_start_that_cannot_be_is_refused_at_once(argv, message):
         vision_train.main(argv)
 
 
+def test_weights_that_a_run_may_use_are_not_overwritten_and_have_the_name_that_train_py_reads(tmp_path):
+    used = tmp_path / "used.safetensors"
+    used.touch()
+    for out, message in ((used, "exists already"), (tmp_path / "mine.pt", "does not end in .safetensors")):
+        with pytest.raises(UserError, match=message):
+            vision_train.main([*SHORT, "--out", str(out)])
+
+
 def test_it_starts_from_radiographs_alone(monkeypatch):
     monkeypatch.setattr(vision_train, "load_vision", lambda *_, **__: ImageNetVision("densenet121"))
     with pytest.raises(UserError, match="trained on radiographs"):
