@@ -115,7 +115,7 @@ def test_a_small_run_writes_weights_that_load_vision_takes(tmp_path, monkeypatch
     never = PATHOLOGIES.index("Hernia")  # no report of the sample has it
     assert scores[never] == 0.5 and (scores != 0.5).any()
     with pytest.raises(UserError, match="too few"):
-        vision_train.main(["--limit", "2"])
+        vision_train.main(["--limit", "2", "--out", str(tmp_path / "w.safetensors")])
     vision_train.main(
         [*SHORT, "--start", str(out), "--lr", "1e-9", "--out", str(tmp_path / "on.safetensors")]
     )
@@ -127,9 +127,9 @@ def test_a_small_run_writes_weights_that_load_vision_takes(tmp_path, monkeypatch
     (["--start", "tiny", "--architecture", "tiny"], "--architecture has no effect"),
     (["--start", "missing.safetensors"], "missing.safetensors"),
 ])  # fmt: skip
-def test_a_start_that_cannot_be_is_refused_at_once(argv, message):
+def test_a_start_that_cannot_be_is_refused_at_once(argv, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        vision_train.main(argv)
+        vision_train.main([*argv, "--out", str(tmp_path / "w.safetensors")])
 
 
 def test_weights_that_a_run_may_use_are_not_overwritten_and_have_the_name_that_train_py_reads(tmp_path):
@@ -140,10 +140,10 @@ def test_weights_that_a_run_may_use_are_not_overwritten_and_have_the_name_that_t
             vision_train.main([*SHORT, "--out", str(out)])
 
 
-def test_it_starts_from_radiographs_alone(monkeypatch):
+def test_it_starts_from_radiographs_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(vision_train, "load_vision", lambda *_, **__: ImageNetVision("densenet121"))
     with pytest.raises(UserError, match="trained on radiographs"):
-        vision_train.main(["--start", "densenet121-imagenet"])
+        vision_train.main(["--start", "densenet121-imagenet", "--out", str(tmp_path / "w.safetensors")])
 
 
 def test_pixels_are_the_radiographs_that_were_read_each_of_its_study(tmp_path):
