@@ -477,7 +477,7 @@ def test_generate_refuses_in_one_line(run, root, images, capsys, tmp_path):
     assert "use --each" in refusal(capsys, generate, *images, *at)
     assert "no radiograph at" in refusal(capsys, generate, tmp_path / "none.png", *at)
     assert "text.png" in refusal(capsys, generate, text, *at)
-    assert "is not a file" in refusal(capsys, generate, tmp_path, *at)
+    assert "is a folder" in refusal(capsys, generate, tmp_path, *at)
     assert "does not exist" in refusal(capsys, generate, image, "--run", tmp_path / "none")
     assert "config.json" in refusal(capsys, generate, image, "--run", tmp_path)
     assert "--max-tokens is 0" in refusal(capsys, generate, image, *at, "--max-tokens", 0)

@@ -223,7 +223,7 @@ def test_a_training_that_runs_out_of_memory_exits_with_two_and_keeps_its_checkpo
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("script", ["generate", "eval"])
 def test_the_other_scripts_end_in_one_line_too(script, error, tmp_path, monkeypatch, capsys):
-    Image.new("L", (32, 32)).save(tmp_path / "image.png")
+    Image.linear_gradient("L").save(tmp_path / "image.png")
     argv = {"generate": [str(tmp_path / "image.png")], "eval": []}[script]
 
     def build(*_):
