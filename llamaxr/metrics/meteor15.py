@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UserError
 
-MISSING = "METEOR 1.5 is left out: it needs Java and `pip install pycocoevalcap`"
+MISSING = "--meteor15 needs Java and `pip install pycocoevalcap`; leave it out, or install them"
 BATCH = 20_000  # studies per run of the program
 
 # The program's settings for ranking in English: the weights of exact, stem, synonym and paraphrase matches,
