@@ -213,6 +213,20 @@ def test_the_demo_table_is_the_result():
         assert agrees(row["findings F1"], scores["findings.micro_f1"])
 
 
+def macro_f1_of_true_classes(name, writer):
+    """From a file's counts: the mean F1 over the findings that are true of some study."""
+    counts = result(name, "classes")
+    of_writer = [
+        counts["columns"].index(f"{writer} {key}") for key in ("right", "wrong_side", "missed", "invented")
+    ]
+    f1 = []
+    for finding in counts.keys() - {"columns", "no finding"}:
+        right, wrong_side, missed, invented = (counts[finding][i] for i in of_writer)
+        found = right + wrong_side
+        f1 += [2 * found / (2 * found + missed + invented)] if found + missed else []
+    return sum(f1) / len(f1)
+
+
 def test_what_the_text_says_of_them_is_the_result():
     readme, doc = (" ".join(path.read_text().split()) for path in (README, RESULTS_DOC))
     scores = result("sample_demo", "scores/all/system")
@@ -242,6 +256,9 @@ def test_what_the_text_says_of_them_is_the_result():
     for system, words in (("system", "{} of 50 ({} invented)"), ("outline", "the outlines name {} ({})"),
                           ("nearest", "the nearest reports {} ({}).")):  # fmt: skip
         assert words.format(found[system]["found"], found[system]["invented"]) in doc
+    rows = ("iu_tokens", "system"), ("iu_both", "system"), ("iu_tokens", "nearest")
+    words = "macro F1 is {:.3f} for `tokens`, {:.3f} for `both` and {:.3f} for the nearest report"
+    assert words.format(*(macro_f1_of_true_classes(*row) for row in rows)) in doc
     sample, iu_xray = (result("torchrun", f"{data}/efficiency") for data in ("sample", "iu_xray"))
     assert f"an efficiency of {sample:.2f} on the sample and {iu_xray:.2f} on SmolLM2" in doc
     constant, nearest = (
