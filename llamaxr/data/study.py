@@ -96,8 +96,8 @@ def path_inside(folder: Path, name: str, where: object) -> Path:
     """folder / name, for a name that was read from a file. UserError if the name leads out of the folder.
     What it names may be a link to anywhere: links are made by the user, not by the file."""
     path = PurePath(name)
-    if "\\" in name and not (folder / path).exists():
-        raise UserError(f"{where} names {short(name)!r}; write its path with / and relative to {folder}/")
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{where} names {short(name)!r}, which is outside of {folder}/; correct the file")
+    if "\\" in name and not os.path.isfile(folder / path):  # Windows' form, which is one long name here
+        raise UserError(f"{where} names {short(name)!r}; write its path with / and relative to {folder}/")
     return folder / path

@@ -177,11 +177,9 @@ class Scorer:
 
     def frequent(self) -> list[Findings] | None:
         """The same findings for every study; None without training reports that have labels."""
+        reports = self.evaluation.train_reports[:MAX_SWAPPED]  # of MIMIC-CXR's all would take minutes
         try:
-            train = [
-                self.scored(self.evaluation.label(report))
-                for report in self.evaluation.train_reports[:MAX_SWAPPED]
-            ]
+            train = [self.scored(self.evaluation.label(report)) for report in reports]
         except NoLabels:
             return None
         told = dict.fromkeys(baselines.frequent_findings(train), frozenset())
@@ -271,19 +269,17 @@ def evaluate(evaluation: Evaluation, systems: dict, scorer: Scorer) -> dict:
         for group, rows in parts.items()
     }  # fmt: skip
     own, own_samples = scorer.measure(systems[SYSTEM]), {}
-    without_report = {FREQUENT: scorer.frequent(), OUTLINE: evaluation.outlines}
-    for name, found in without_report.items():
-        if found is not None:
+    measured_already = {SYSTEM: own}
+    for name, found in ((FREQUENT, scorer.frequent()), (OUTLINE, evaluation.outlines)):
+        if found is not None:  # findings without a report
             every, outcomes = np.arange(len(found)), scorer.outcomes(evaluation.findings, found)
-            systems = {**systems, name: {"studies": every, "outcomes": outcomes}}
-    for name, reports in systems.items():
+            measured_already[name] = {"studies": every, "outcomes": outcomes}
+    for name, reports in {**systems, **measured_already}.items():
         scored = {group: [] for group in parts}
         n_resamples = 0 if name == SWAPPED else 1000  # the swaps have their spread instead of an interval
         # About 200 bytes are measured per study. Only two are in memory: the system's and one other's.
         for order, predictions in enumerate(reports if name == SWAPPED else [reports]):
-            measured = own if name == SYSTEM else predictions
-            if name not in (SYSTEM, *without_report):
-                measured = scorer.measure(predictions)
+            measured = measured_already.get(name) or scorer.measure(predictions)
             for group, studies in parts.items():
                 if not np.isin(measured["studies"], studies).any():
                     continue  # no study of a small group is among those that were swapped

@@ -49,10 +49,12 @@ def catch_signals() -> list[int]:
     caught: list[int] = []
 
     def catch(number: int, frame: object) -> None:
-        if not caught and distributed.is_main_process():  # print might be what was interrupted
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once and saves nothing\n")
-        elif number == signal.SIGINT and distributed.world_size() == 1:
+        alone = distributed.world_size() == 1
+        if caught and number == signal.SIGINT and alone:
             raise KeyboardInterrupt
+        if not caught and distributed.is_main_process():  # print might be what was interrupted
+            again = b"; Ctrl-C again stops at once and saves nothing" if alone else b""
+            os.write(2, b"\nstopping after this step" + again + b"\n")
         caught.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -154,7 +154,7 @@ def _hash(features: StudyFeatures) -> str:
     others, whatever their files are called."""
     digest = hashlib.sha256(json.dumps(features.views).encode())
     for tensor in (features.grids, features.scores):
-        digest.update(tensor.float().numpy().tobytes())
+        digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
@@ -185,8 +185,8 @@ def _set_aside(path: Path, settings: dict) -> None:
     """Reports of other settings may have taken hours: keep them, and take back those of these settings."""
     named = lambda first: path.with_name(f"{path.stem}-{hashlib.sha256(first).hexdigest()[:8]}.jsonl")
     own = json.dumps(settings).encode()
-    with contextlib.suppress(FileNotFoundError, IndexError):
-        if (first := path.read_bytes().splitlines()[0]) != own:
+    with contextlib.suppress(UserError, IndexError):  # no file, or an empty one
+        if (first := read_bytes(path, MAX_LOG).splitlines()[0]) != own:
             os.replace(path, named(first))
     if not path.exists() and named(own).exists():
         os.replace(named(own), path)

@@ -65,7 +65,7 @@ def pick_device(name: str) -> torch.device:
 
 def find_run(options: TrainOptions, resume: str | None, given: set[str]) -> tuple[Path, TrainOptions]:
     """The run folder and the options of the run: a new one, or with --resume (a folder, or "" for the newest)
-    an existing one, whose root, base, vision and cache may have moved (`given`: what the command line gives).
+    an existing one, whose MOVABLE options may have changed (`given`: what the command line gives).
     UserError if a new run's folder is taken, a part of the run is not there, or nothing is left to do."""
     if resume is None:
         run = (options.out or RUNS / f"{options.data}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
@@ -213,9 +213,9 @@ def training_splits(options: TrainOptions, pairs: list[tuple]) -> tuple[list[tup
 def studies_to_train_on(options: TrainOptions, studies: list[Study]) -> list[Study]:
     """The train studies up to --limit and all of val: what a training needs features of. UserError if they
     are too few."""
-    training_splits(options, [(None, study) for study in studies])
-    train = [study for study in studies if study.split == "train"][: options.limit or None]
-    return train + [study for study in studies if study.split == "val"]
+    train, _ = training_splits(options, [(None, study) for study in studies])
+    once = dict.fromkeys(study for _, study in train)  # without --repeat-rare's copies
+    return [*once, *(study for study in studies if study.split == "val")]
 
 
 def drawn(options: TrainOptions, moved: Path | None = None) -> bool:

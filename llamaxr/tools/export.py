@@ -45,9 +45,8 @@ def export_adapter(model: LlamaXR, options: TrainOptions, base: Path, out: Path)
     """Write the adapter for peft.PeftModel.from_pretrained(base, out). base: the folder of the weights, which
     the adapter names only where the base is embedded here; a hub id is found on other machines too."""
     checkpoint.write_tensors(out / "adapter_model.safetensors", checkpoint.adapter_tensors(model))
-    config = checkpoint.peft_config(
-        to_json(options) | ({"base": str(base)} if options.base == "tiny" else {})
-    )
+    name = str(base) if options.base == "tiny" else options.base
+    config = checkpoint.peft_config({**to_json(options), "base": name})
     checkpoint.write_json(out / "adapter_config.json", config)
 
 

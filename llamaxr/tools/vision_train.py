@@ -31,7 +31,7 @@ from ..metrics.findings import PATHOLOGIES_OF, find, locate
 from ..metrics.probes import auroc
 from ..radiograph import load_radiograph
 from ..runs.log import progress_bar
-from ..runs.options import DEVICE_HELP, DEVICES, option, parse, refuse_without_effect
+from ..runs.options import DEVICE_HELP, DEVICES, MAX_SEED, option, parse, refuse_without_effect
 from ..runs.recipes import DATA, apply_recipe
 from ..runs.run import CACHE, load_studies, pick_device
 from ..runs.terminal import one_line_errors
@@ -189,7 +189,7 @@ class VisionTrainOptions:
     batch: int = option(32, "images per step", at_least=2, at_most=4096)
     lr: float = option(3e-3, "AdamW's peak learning rate; 1e-3 suits densenet121", above=0, at_most=1)
     limit: int = option(0, "train on the first LIMIT studies only; 0 means all", at_least=0, at_most=10**7)
-    seed: int = option(0, "seed of weights, order and augmentation", at_least=0, at_most=2**63 - 1)
+    seed: int = option(0, "seed of weights, order and augmentation", at_least=0, at_most=MAX_SEED)
     device: str = option("auto", DEVICE_HELP, choices=DEVICES)
     cache: Path | None = option(None, "folder for drawn images (default: cache/ in the repository)")
     out: Path = option(
