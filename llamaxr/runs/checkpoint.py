@@ -194,7 +194,8 @@ def check_adapter(folder: Path, rank: int, lora_alpha: float) -> None:
     """UserError unless adapter_config.json describes what add_lora does, on the base as it is: each field has
     a value that is known to change nothing. PEFT has kinds of LoRA that change the base's weights as they
     begin (PiSSA, OLoRA, CorDA, LoftQ), or what is computed; new ones come with each release."""
-    config = read_json(folder / "adapter_config.json", MAX_JSON, "export it again")
+    remedy = "name a folder that has one, such as a run's step-NNNNNN"
+    config = read_json(folder / "adapter_config.json", MAX_JSON, remedy)
     required = {"peft_type": "LORA", "bias": "none", "r": rank, "lora_alpha": lora_alpha}
     for key, value in required.items():
         if config.get(key) != value:
@@ -214,8 +215,11 @@ def check_adapter(folder: Path, rank: int, lora_alpha: float) -> None:
 
 
 def read_adapter(folder: Path, rank: int, lora_alpha: float) -> dict[str, torch.Tensor]:
-    """The matrices of a PEFT adapter folder. UserError as `check_adapter`, and if they are damaged."""
+    """The matrices of a PEFT adapter folder. UserError as `check_adapter`, and if they, or the projector
+    beside them, are damaged."""
     check_adapter(folder, rank, lora_alpha)
+    if (folder / PROJECTOR).is_file():
+        read_tensors(folder / PROJECTOR, "export the adapter again")
     tensors, _ = read_tensors(folder / ADAPTER, "export the adapter again")
     if not tensors:
         raise UserError(f"{folder / ADAPTER} has no tensors; export the adapter again")
@@ -223,13 +227,16 @@ def read_adapter(folder: Path, rank: int, lora_alpha: float) -> dict[str, torch.
 
 
 def load_adapter(folder: Path, model: LlamaXR, rank: int, lora_alpha: float) -> None:
-    """Start the model's LoRA from a PEFT adapter folder. Linears that the adapter leaves out keep their fresh
-    LoRA, which changes nothing at first. UserError if it is another kind of adapter, has another rank or
-    scale, or holds a matrix that this model does not have."""
+    """Start the model's LoRA from a PEFT adapter folder, and its projector if the folder holds one, as a
+    checkpoint and an exported adapter do: LoRA has learned to read what that projector says. Linears that the
+    adapter leaves out keep their fresh LoRA, which changes nothing at first. UserError if it is another kind
+    of adapter, has another rank or scale, or holds a matrix that this model does not have."""
     path, own, tensors = folder / ADAPTER, adapter_tensors(model), read_adapter(folder, rank, lora_alpha)
     if unknown := sorted(tensors.keys() - own.keys()):
         raise UserError(f"{path}: {unknown[0]} has no place in this model; was it trained on another base?")
     _copy_from(path, {name: own[name] for name in tensors})
+    if (folder / PROJECTOR).is_file():
+        _copy_from(folder / PROJECTOR, model.projector.state_dict())
 
 
 def _copy_from(path: Path, parameters: dict[str, torch.Tensor]) -> None:
@@ -244,7 +251,8 @@ def _copy_from(path: Path, parameters: dict[str, torch.Tensor]) -> None:
         if tensor.shape != parameters[name].shape or not tensor.is_floating_point():
             raise UserError(
                 f"{path}: {name} has shape {tuple(tensor.shape)} in {tensor.dtype}, not "
-                f"{tuple(parameters[name].shape)} in {parameters[name].dtype}; is it of another base?"
+                f"{tuple(parameters[name].shape)} in {parameters[name].dtype}; is it of another base, vision "
+                "network or grid?"
             )
         parameters[name].copy_(tensor)
 

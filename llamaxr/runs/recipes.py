@@ -137,7 +137,10 @@ class TrainOptions:
     base: str = option(
         BY_RECIPE, "language model: tiny (embedded), a Hugging Face Llama folder, or a hub id (or ID@COMMIT)"
     )
-    adapter: Path | None = option(None, "PEFT adapter folder to start LoRA from (default: fresh LoRA)")
+    adapter: Path | None = option(
+        None, "folder with a PEFT adapter to start LoRA from, such as a run's step-NNNNNN, and with a "
+        "projector.safetensors, if there is one, to start the projector from (default: fresh ones)",
+    )  # fmt: skip
     quantize: str = option("nf4", "how the base's linears are stored", choices=("nf4", "none"))
     vision: str = option(
         BY_RECIPE,

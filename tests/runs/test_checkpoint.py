@@ -47,6 +47,32 @@ def test_what_is_saved_is_what_is_loaded_and_the_next_step_is_the_same(base, tmp
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("has_projector", [True, False])
+def test_an_adapter_brings_the_projector_that_it_has_learned_to_read(base, tmp_path, has_projector):
+    (trained, _), (model, _) = assemble(base, 1), assemble(base, 2)
+    folder = checkpoint.save(tmp_path, trained, OPTIONS, 1, 0.5)
+    if not has_projector:
+        (folder / "projector.safetensors").unlink()
+    fresh = {name: tensor.clone() for name, tensor in model.projector.state_dict().items()}
+    checkpoint.load_adapter(folder, model, 4, 8.0)
+    ours, theirs = checkpoint.adapter_tensors(model), checkpoint.adapter_tensors(trained)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    expected = trained.projector.state_dict() if has_projector else fresh
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.projector.state_dict().items())
+    assert not torch.equal(fresh["place"], trained.projector.place)
+
+
+def test_an_adapter_whose_projector_has_another_grid_or_is_damaged_is_refused(base, tmp_path):
+    model, _ = assemble(base, 1)
+    file = checkpoint.save(tmp_path, model, OPTIONS, 1, 0.5) / "projector.safetensors"
+    model.projector = Projector(8, 64, grid=3)
+    with pytest.raises(UserError, match="place has shape .* is it of another base, vision network or grid"):
+        checkpoint.load_adapter(file.parent, model, 4, 8.0)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="projector.safetensors"):  # before anything is loaded
+        checkpoint.read_adapter(file.parent, 4, 8.0)
+
+
 def test_the_last_is_kept_whatever_its_loss(base, tmp_path):
     model, _ = assemble(base, 1)
     for step, loss in ((1, 0.9), (2, 0.3), (3, 0.5), (4, None)):
