@@ -111,7 +111,7 @@ def prepare_run(options: EvalOptions) -> tuple:
     of val and of the nearest training images, the settings, the folder for results, views_of for the page."""
     run = options.run or runs.default_run()
     trained = runs.read_options(run)
-    checkpoint.last(run)  # a run without one is refused now, not after minutes; so are too few studies
+    checkpoint.last(run)  # refuse a run without a checkpoint now, not minutes later
     distributed.init(runs.pick_device(options.device))
     with distributed.main_process_first():
         studies = runs.load_studies(replace(trained, root=options.root or trained.root), distributed.warn)
@@ -145,8 +145,8 @@ def prepare_run(options: EvalOptions) -> tuple:
 
 
 def references_of(pairs: list, trained: recipes.TrainOptions, options: EvalOptions) -> tuple:
-    """The (features, study) pairs of train, of val and of the split, its ids, and the Evaluation to be.
-    UserError if they are too few, or do not fit --against or --labels."""
+    """The (features, study) pairs of train, val and the split, the split's ids, and an Evaluation that has no
+    predictions yet. UserError if there are too few studies, or if --against or --labels do not fit."""
     train, val, chosen = runs.evaluated_split(pairs, options.split, options.limit)
     ids, references = ([getattr(study, key) for _, study in chosen] for key in ("id", "report"))
     findings = [table.true_findings(study.report, study.findings) for _, study in chosen]

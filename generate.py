@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
     for study in studies if not options.each else ():
         for _, path in study.views:
-            load_radiograph(path)  # what cannot be read is refused now, and not after the model is loaded
+            load_radiograph(path)  # refuse unreadable images now, not after the model is loaded
     run = options.run or default_run()
     trained, vision, model, checkpoint = open_run(run, options.device, options.plain)
     device = model.projector.place.device

@@ -24,7 +24,7 @@ from llamaxr.data.emphasis import batch_weights  # sentences that assert a findi
 from llamaxr.data.outline import outline_line, with_outline  # the line of findings before a report
 from llamaxr.fast.optimizer import adamw8bit  # bitsandbytes', without its waits for the GPU
 from llamaxr.model import Batch, LlamaXR
-from llamaxr.runs import checkpoint, distributed, unlike  # torchrun; what images are known, to warn of others
+from llamaxr.runs import checkpoint, distributed, unlike  # unlike: detects out-of-distribution images
 from llamaxr.runs import run as runs  # finds a run's folder, its data, its vision network, its model
 from llamaxr.runs.distributed import is_main_process, warn  # warn: a line on stderr
 from llamaxr.runs.log import catch_signals, check_finite, finish, open_log, progress_bar, write_line
@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
-    """All steps of a run, or those that a resumed one still has to take."""
+    """Take all steps of a new run, or the remaining steps of a resumed one."""
     if runs.is_finished(run, options):
-        return finish(run)  # killed between its last checkpoint and here
+        return finish(run)  # an earlier process was killed after its last checkpoint, before `finish`
     resumed = checkpoint.has_checkpoint(run)
     options, model, pairs = load_model_and_data(options, device)
     train, val = runs.training_splits(options, pairs)
@@ -74,10 +74,10 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     for step in bar:
         start = time.perf_counter()
         batches = [collate(model, part, options, step) for part in pairs_of_step(train, step, options)]
-        n_targets = distributed.all_reduce_sum(torch.tensor(sum(len(b.answers) for b in batches)))
+        n_targets = distributed.all_reduce_sum(torch.tensor(sum(len(b.target_positions) for b in batches)))
         step_loss = torch.zeros((), device=device)  # this process's part of it
         for batch in batches:
-            loss = model.loss(batch) / n_targets  # of all batches: a token weighs the same in each
+            loss = model.loss(batch) / n_targets  # of the whole step, so that all tokens weigh the same
             loss.backward()
             step_loss += loss.detach()
         distributed.all_reduce_gradients(trainable)
@@ -133,8 +133,8 @@ def make_optimizer(model: LlamaXR, options: TrainOptions) -> torch.optim.Optimiz
 
 
 def pairs_of_step(train: list, step: int, options: TrainOptions) -> list[list]:
-    """This process's pairs of one step, one list per forward pass. Each epoch is shuffled by the seed and its
-    number alone, so a resumed run gets the pairs that it would have had."""
+    """This process's pairs of one step, one list per forward pass. An epoch's order depends only on the seed
+    and the epoch's number, so a resumed run gets the same pairs as one that was never stopped."""
     n = options.batch * options.accumulate
     places = [divmod(i, len(train)) for i in range((step - 1) * n, step * n)]  # (epoch, place in its order)
     order = cache(lambda epoch: np.random.default_rng((options.seed, epoch)).permutation(len(train)))
@@ -148,7 +148,7 @@ def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = ma
     outline_alone = options.outline and step <= options.outline_share * options.steps
     if options.outline:
         texts = [outline_line(with_outline(r)) if outline_alone else with_outline(r) for r in texts]
-    form = options.max_report_tokens, not outline_alone  # where a text is cut, and whether it has an end
+    form = options.max_report_tokens, not outline_alone  # collate's max_report_tokens and append_eos
     batch = model.collate(features, texts, *form)
     if step <= options.steps and options.finding_weight != 1:  # val_loss is unweighted
         batch = replace(batch, weights=batch_weights(model.tokenizer, texts, options.finding_weight, *form))
@@ -170,7 +170,7 @@ def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
     for i in tqdm(range(0, len(val), options.batch), "val", leave=False, disable=not is_main_process()):
         if pairs := distributed.shard(val[i : i + options.batch]):
             batch = collate(model, pairs, options)
-            total, count = total + model.loss(batch).item(), count + len(batch.answers)
+            total, count = total + model.loss(batch).item(), count + len(batch.target_positions)
     total, count = distributed.all_reduce_sum(torch.tensor([total, count], dtype=torch.float64)).tolist()
     return total / count
 

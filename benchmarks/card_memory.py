@@ -84,7 +84,7 @@ def step(recipe: str, plain: bool, recompute: bool) -> dict:
         batch = model.join(rows, torch.zeros(len(views), 1024, 7, 7), views, False)
         for _ in range(2):
             for _ in range(options.accumulate):
-                (model.loss(batch.to(device)) / len(batch.answers)).backward()
+                (model.loss(batch.to(device)) / len(batch.target_positions)).backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.step()
             optimizer.zero_grad()

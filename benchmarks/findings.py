@@ -4,7 +4,7 @@
 
 The truth is the MeSH terms that Open-i's indexers gave each study, as findings by metrics/mesh.py. The
 indexers read FINDINGS and IMPRESSION, so both are labelled; FINDINGS alone, the report of R2Gen's split, is
-beside it. The rules were tuned on R2Gen's train studies; in the last rounds, what they changed in the others
+beside it. The rules were tuned on R2Gen's train studies; in the last rounds, their effect on the other splits
 was read too. `rest` are Open-i's studies outside the split.
 Studies that were not indexed and reports without a text are counted as left out. Micro and macro are over the
 nineteen findings, without "no finding" (with it: the last line); macro is also over the classes with ten
@@ -16,8 +16,8 @@ Two more measures, each if its file is given:
     ... --radlabels radlabels-0.2.0-py3-none-any.whl --sentences tests/metrics/sentences.txt
 
 radlabels' 1,000 sample reports have RadGraph-XL's labels, of which "definitely present" counts as asserted.
-They were given to whole reports, so that a question in the indication ("rule out pneumonia") counts as well:
-the body, from the first heading after the indication, is scored beside the whole. A line of sentences is
+They cover whole reports, including questions in the indication ("rule out pneumonia"). So the body, from the
+first heading after the indication, is scored beside the whole. A line of sentences is
 `kind | sentence | +effusion:left -pneumothorax`: what it asserts, the sides (left, right, both) where they
 matter, and what it does not assert. The rules were tuned on the sentences in tests/metrics too.
 """
@@ -182,7 +182,7 @@ def read_sentences(path: Path) -> list[tuple[str, str, list[tuple[bool, str, fro
 
 
 def compare_sentences(sentences: list) -> dict:
-    """Of all and of each kind: [sentences with no wrong decision, sentences, right decisions, decisions]."""
+    """Over all and by kind: [sentences with no wrong decision, sentences, right decisions, decisions]."""
     counts: dict[str, list[int]] = {}
     for kind, sentence, decisions in sentences:
         found = locate(sentence)

@@ -116,7 +116,7 @@ def run_demo(device: str, dtype: str, plain: bool) -> tuple[Tensor, dict[str, Te
     if not plain:
         fast.for_training(model)
     batch = model.train().collate(studies, texts, 300).to(device)
-    loss = model.loss(batch) / len(batch.answers)
+    loss = model.loss(batch) / len(batch.target_positions)
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if not plain:

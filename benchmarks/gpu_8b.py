@@ -156,7 +156,7 @@ def train_ours(
 
     def mean_loss(batch: Studies) -> Tensor:
         batch = model.collate(*batch, 300).to("cuda")
-        return model.loss(batch) / len(batch.answers)
+        return model.loss(batch) / len(batch.target_positions)
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     return train(sizes, rate, mean_loss, trainable, model, n_studies)

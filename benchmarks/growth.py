@@ -74,7 +74,7 @@ def measure(size: dict) -> dict:
 
     def step(n: int) -> None:
         batch = model.collate([study] * n, [report] * n, size["report"])
-        (model.loss(batch) / len(batch.answers)).backward()
+        (model.loss(batch) / len(batch.target_positions)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

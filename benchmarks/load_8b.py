@@ -102,7 +102,7 @@ def ours(folder: Path) -> dict:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     batch = model.collate([study], [REPORT], 300)
     with Peak() as step:
-        loss = model.loss(batch) / len(batch.answers)
+        loss = model.loss(batch) / len(batch.target_positions)
         loss.backward()
         optimizer.step()
     del optimizer
@@ -117,7 +117,7 @@ def ours(folder: Path) -> dict:
         "load": load.figures(),
         "step": step.figures(),
         "prompt": prompt.ids.shape[1],
-        "report": len(batch.answers),
+        "report": len(batch.target_positions),
         "loss": round(loss.item(), 4),
         "generate_16": generation.figures(),
     }
@@ -180,7 +180,7 @@ def main() -> None:
         write_results("load_8b", results)  # after each step, because the next may take long
     floor = results["floor"]["read_s"] + results["floor"]["quantise_s"]
     results["load_over_floor"] = round(results["ours"]["load"]["seconds"] / floor, 3)
-    print(f"loading took {results['load_over_floor']} of the floor of {floor:.1f} s")
+    print(f"loading took {results['load_over_floor']} times the floor of {floor:.1f} s")
     write_results("load_8b", results)
 
 

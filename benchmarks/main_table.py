@@ -64,7 +64,7 @@ def critical(blocks: dict) -> dict[str, int]:
 
 
 def of_run(results: dict) -> dict:
-    """What one run of several is told of: its findings, and what it keeps of its own outlines."""
+    """The row of one run: its scores, its critical findings, the findings of its outlines, its lead."""
     writers = results["groups"]["all"]["writers"]
     row = {"scores": flat(writers["system"], OF_SEEDS), "critical": critical(writers["system"])}
     if "outline" in writers:
@@ -76,7 +76,7 @@ def of_run(results: dict) -> dict:
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("name", help="the results file's")
+    parser.add_argument("name", help="name of the results file")
     parser.add_argument("folders", nargs="+", type=Path, help="folders that eval.py wrote")
     parser.add_argument("--fact", action="append", default=[], metavar="KEY=TEXT",
                         help="command, commit, date, machine, or anything about how it was made")  # fmt: skip

@@ -1,8 +1,8 @@
-"""The whole way of a new user, rehearsed: train on IU X-ray, generate a report, evaluate.
+"""A new user's first session, rehearsed: train on IU X-ray, generate a report, evaluate.
 
     python benchmarks/rehearsal.py            a tiny base: about a minute
     python benchmarks/rehearsal.py --full     8B's shapes, Llama 3.1's tokenizer: 13 GB of disk, half an hour
-    python benchmarks/rehearsal.py --full --folder DIR    the same, kept in DIR: given again, it goes on
+    python benchmarks/rehearsal.py --full --folder DIR    the same, kept in DIR: when repeated, it resumes
 
 A local server stands in for all that `python train.py --data iu_xray` downloads: Open-i's two archives, the
 base's files on the Hugging Face hub, torchxrayvision's weights. The scripts run in a copy of the repository,
@@ -10,9 +10,9 @@ with empty caches. They do not know of it: their libraries read from the environ
 (HF_ENDPOINT), which proxy to use (https_proxy) and whom to trust (SSL_CERT_FILE). The proxy is the same
 server. It answers in the name of openi.nlm.nih.gov and github.com, with a certificate that openssl makes.
 
-Each large file is cut off twice and then refused, so the command fails, in one line. Given again, it must
-continue where it stopped. Real are the commands, addresses, redirects, file formats and the hub's interface.
-Not real: images are drawn, weights are random, and the hub sends files by plain HTTP, never by Xet. The
+Each large file is cut off twice and then refused, so the command fails, in one line. Repeated, it must
+continue where it stopped. The commands, addresses, redirects, file formats and the hub's interface are real.
+Images are drawn, weights are random, and the hub sends files by plain HTTP, never by Xet. The
 results go to benchmarks/results/rehearsal.json, which keeps those of the other size.
 """
 
@@ -72,9 +72,9 @@ def stages(full: bool) -> list[Stage]:
 
 
 def rehearse(folder: Path, full: bool = False) -> dict:
-    """Run all stages in an empty folder, or those that a folder from before still lacks. Returns the figures
-    of each, and how each download went. Exits with the output of the first stage that does not do what it
-    must."""
+    """Run all stages in an empty folder, or those that an earlier call in this folder did not finish. Returns
+    each stage's figures, and how each download went. Exits with the output of the first stage that does not
+    do what it must."""
     served, home, done = folder / "served", folder / "llamaxr", folder / "done.json"
     if not done.is_file():
         if not served.is_dir():

@@ -2,8 +2,8 @@
 
     python benchmarks/spine.py [--images DIR] [--only train eval generate tests]
 
-Each command runs in its own process. Measured are wall time in seconds, and the peak resident memory of the
-command's largest process, as the operating system counts it. The results go to benchmarks/results/spine.json,
+Each command runs in its own process. Its wall time is measured in seconds, and the peak resident memory of
+its largest process, as the operating system counts it. The results go to benchmarks/results/spine.json,
 which keeps those of steps that are not run again.
 """
 

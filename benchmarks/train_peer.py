@@ -98,7 +98,7 @@ def build_ours(base: Path, plain: bool = False) -> LlamaXR:
 
 def our_loss(model: LlamaXR, batch: list) -> torch.Tensor:
     batch = model.collate(*map(list, zip(*batch, strict=True)))
-    return model.loss(batch) / len(batch.answers)
+    return model.loss(batch) / len(batch.target_positions)
 
 
 def ours(base: Path, batches: list, plain: bool = False) -> dict:

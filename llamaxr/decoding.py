@@ -27,9 +27,9 @@ def stream(
     """Yield at each step the next token of each row, or None for a row that has ended (EOS is not yielded).
 
     x (batch, time, dim): embedded prompts, with `padding` (batch,) positions of filler at the left.
-    temperature 0 is greedy; so is 1e-3, since less would overflow. Above, tokens are drawn from the smallest
-    set that holds probability top_p (Holtzman et al. 2020) by `generator`, on x's device. Ends when all rows
-    have, or after max_tokens.
+    Any temperature up to 1e-3 is greedy: dividing by less could overflow. Above it, tokens are sampled from
+    the smallest set with total probability top_p (Holtzman et al. 2020). generator must be on x's device.
+    Stops when every row has ended, or after max_tokens steps.
     """
     batch, time, _ = x.shape
     cache = KVCache(llama.config, batch, time + max_tokens, x.device, x.dtype)
@@ -100,8 +100,8 @@ def beam_search(
     """For each row the report with the highest mean log-probability per token that the search finds.
 
     x (batch, time, dim). Each step looks at the 2 * n_beams best continuations of a row: those that end are
-    stored with their score, and the n_beams best of the others go on. A row is done when n_beams reports have
-    finished and no beam that goes on beats the worst of them.
+    stored with their score, and the n_beams best of the others stay active. A row is done when n_beams
+    reports have finished and no active beam beats the worst of them.
     """
     batch, time, _ = x.shape
     device, vocab = x.device, llama.config.vocab_size
@@ -115,7 +115,7 @@ def beam_search(
     scores[:, 0] = 0.0  # all beams are equal at first: only one of them may go on
     beams: list[list[int]] = [[] for _ in range(batch * n_beams)]
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
-    done = [False] * batch  # a row that is done offers nothing, so that it does not depend on its neighbours
+    done = [False] * batch  # a row that is done stops there, so its report does not depend on the other rows
     for step in range(1, max_tokens + 1):
         log_probs = logits.float().log_softmax(-1).view(batch, n_beams, vocab)
         total = (scores[:, :, None] + log_probs).flatten(1)  # (batch, n_beams * vocab)
@@ -123,8 +123,8 @@ def beam_search(
         kept_scores, chosen, tokens = [], [], []
         for row in range(batch):
             active: list[tuple[float, int, int]] = []
-            offers = [] if done[row] else zip(best[row], index[row], strict=True)
-            for score, i in offers:
+            candidates = [] if done[row] else zip(best[row], index[row], strict=True)
+            for score, i in candidates:
                 beam, token = row * n_beams + i // vocab, i % vocab
                 if token in eos_ids:
                     finished[row].append((score / step, beams[beam]))

@@ -164,13 +164,13 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """`model(ids)` gives logits. `embed`, `hidden` and `logits` are its three steps: LLaMA-XR puts soft
-    tokens between the first two, and takes the third, the expensive one, only where a token is predicted."""
+    """`model(ids)` gives logits. `embed`, `hidden` and `logits` are its three steps: LLaMA-XR inserts soft
+    tokens after the first, and runs the third, which is expensive, only where a token is predicted."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        # Deviation 1, as nn.Embedding's. On the meta device, normal_ would import torch's compiler: a second.
+        # Std 1, as in nn.Embedding. normal_ on the meta device imports torch's compiler: that takes a second.
         words = torch.empty(config.vocab_size, config.dim).uniform_(-(3**0.5), 3**0.5)
         self.embed_tokens = nn.Embedding.from_pretrained(words, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
@@ -189,18 +189,18 @@ class Llama(nn.Module):
     def hidden(self, x: Tensor, padding: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Embeddings (batch, time, dim) -> hidden states after the last norm, same shape.
 
-        padding (batch,): how many positions at the left of each row are filler; they are never attended to
-        and do not count as positions. cache: what x continues.
+        padding (batch,): how many positions on the left of each row are filler. No token attends to them, and
+        RoPE counts from the first token after them. cache: keys and values of the positions before x.
         """
         past, time = cache.length if cache is not None else 0, x.shape[1]
-        slots = torch.arange(past, past + time, device=x.device)  # (time,) places in the row, filler included
-        positions = slots[None] if padding is None else (slots - padding[:, None]).clamp(min=0)
+        indices = torch.arange(past, past + time, device=x.device)  # (time,) in the row, filler included
+        positions = indices[None] if padding is None else (indices - padding[:, None]).clamp(min=0)
         # In fp32: at position 100,000 a bf16 angle is off by hundreds of radians.
         angles = positions[:, None, :, None] * rope_frequencies(self.config, x.device)
         rope = angles.cos(), angles.sin()  # (batch or 1, 1, time, head_dim / 2)
         # No mask: a row read from its start is plainly causal, and a single new token sees all of the past.
         unmasked = padding is None and (past == 0 or time == 1)
-        mask = None if unmasked else attention_mask(slots, past + time, padding)
+        mask = None if unmasked else attention_mask(indices, past + time, padding)
         for block in self.layers:
             x = block(x, rope, mask, cache)
         if cache is not None:
@@ -224,9 +224,9 @@ class Llama(nn.Module):
         return self.norm.weight.dtype
 
 
-def attention_mask(slots: Tensor, n_keys: int, padding: Tensor | None) -> Tensor:
-    """True where a query may look: (batch or 1, 1, time, n_keys). slots (time,): the queries' places."""
-    keys, queries = torch.arange(n_keys, device=slots.device), slots[:, None]
-    first = slots.new_zeros(1) if padding is None else padding
+def attention_mask(indices: Tensor, n_keys: int, padding: Tensor | None) -> Tensor:
+    """True where a query may look: (batch or 1, 1, time, n_keys). indices (time,): of the queries."""
+    keys, queries = torch.arange(n_keys, device=indices.device), indices[:, None]
+    first = indices.new_zeros(1) if padding is None else padding
     mask = (keys <= queries) & (keys >= first[:, None, None])  # (batch or 1, time, n_keys)
     return (mask | (keys == queries))[:, None]  # a filler sees itself: an empty softmax row would be NaN

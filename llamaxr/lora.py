@@ -35,7 +35,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """W + (alpha / rank) B A in fp32: the weight of one linear that does the same, (out, in)."""
+        """W + (alpha / rank) B A in fp32, (out, in): the weight of a single equivalent linear."""
         return self.base.weight.float() + self.lora_B @ self.lora_A * self.scaling
 
 

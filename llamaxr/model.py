@@ -1,7 +1,7 @@
 """LlamaXR: the assembly, and the one place where vision meets language (the paper's figure 1).
 
-What the model reads of a study is its `StudyFeatures` (vision.py): DenseNet's grid and scores for each view.
-DenseNet is frozen, so they are computed once and kept, and training starts here:
+The model's input is a study's `StudyFeatures` (vision.py): DenseNet's grid and scores for each view.
+DenseNet is frozen, so they are computed once and cached, and training starts here:
 
     features ─ projector ─> soft tokens ┐
     prompt ids ─ embedding ─────────────┴─> rows of vectors ─ Llama ─> loss, or a report (decoding.py)
@@ -26,20 +26,20 @@ FILLER = 0  # any id does: filler has no target, and only filler attends to it
 class Batch:
     """Several studies as tensors.
 
-    ids, targets (batch, time): as in prompt.Example, with filler at the right of short rows to train (causal
-    attention never reaches it) and at the left to generate (all reports then begin at the same place).
+    ids, targets (batch, time): as in prompt.Example. Short rows are filled up: on the right for training
+    (causal attention never reaches it), on the left for generation (so all reports begin at one position).
     grids (n, channels, 7, 7), views (n,): all views of the batch, in order.
-    answers (n_targets,), slots (n_slots,): the positions with a target, and those of soft tokens in reading
-    order, as indices into ids.flatten(). Found in join: on a GPU, nonzero() would make the CPU wait.
-    padding (batch,): how much filler is at the left of each row; None where there is none.
-    weights (n_targets,): how much each target counts in the loss; None where all count 1.
+    target_positions (n_targets,), slots (n_slots,): where there is a target, and where a soft token belongs,
+    as indices into ids.flatten(), in order. Computed in join, since nonzero() on a GPU makes the CPU wait.
+    padding (batch,): how much filler is on the left of each row; None if there is none.
+    weights (n_targets,): the weight of each target in the loss; None if all are 1.
     """
 
     ids: Tensor
     targets: Tensor
     grids: Tensor
     views: Tensor
-    answers: Tensor
+    target_positions: Tensor
     slots: Tensor
     padding: Tensor | None = None
     weights: Tensor | None = None
@@ -75,7 +75,7 @@ class LlamaXR(nn.Module):
         max_report_tokens: int = 0,
         append_eos: bool = True,
     ) -> Batch:
-        """Studies -> Batch. texts: the report of each, to train on; without them, to generate."""
+        """Studies -> Batch. texts: the reports to train on; None for generation."""
         grids = torch.cat([study.grids for study in studies])  # (n, channels, 7, 7)
         views = torch.tensor([view for study in studies for view in study.views], dtype=torch.long)
         prompts = [self.prompt(study) for study in studies]
@@ -98,10 +98,10 @@ class LlamaXR(nn.Module):
             start = padding[i] if pad_left else 0
             ids[i, start : start + len(row.ids)] = torch.tensor(row.ids)
             targets[i, start : start + len(row.ids)] = torch.tensor(row.targets)
-        answers = (targets.flatten() != IGNORE).nonzero()[:, 0]
+        target_positions = (targets.flatten() != IGNORE).nonzero()[:, 0]
         slots = (ids.flatten() == SLOT).nonzero()[:, 0]
         padding = padding if pad_left and padding.any() else None
-        return Batch(ids, targets, grids, views, answers, slots, padding)
+        return Batch(ids, targets, grids, views, target_positions, slots, padding)
 
     def embed(self, batch: Batch) -> Tensor:
         """Word embeddings, with the soft tokens in their slots: (batch, time, dim)."""
@@ -119,9 +119,9 @@ class LlamaXR(nn.Module):
         or a token of a short batch would weigh more.
         """
         hidden = self.llama.hidden(self.embed(batch), batch.padding)  # (batch, time, dim)
-        # Logits exist only where a report token is predicted.
-        logits = self.llama.logits(hidden.flatten(0, 1).index_select(0, batch.answers))  # (n_targets, vocab)
-        targets = batch.targets.flatten()[batch.answers]  # (n_targets,)
+        at = batch.target_positions  # logits exist only where a report token is predicted
+        logits = self.llama.logits(hidden.flatten(0, 1).index_select(0, at))  # (n_targets, vocab)
+        targets = batch.targets.flatten()[at]  # (n_targets,)
         losses = F.cross_entropy(logits.float(), targets, reduction="none")  # (n_targets,)
         if batch.weights is not None:
             losses = losses * batch.weights

@@ -10,7 +10,7 @@ every level is then used about equally often. One level is exactly 0. Two 4-bit 
 Double quantisation. An fp32 absmax per block would cost 0.5 bit per weight. So the absmaxes, less their mean,
 are stored in 8 bits, with an fp32 scale per 256 of them: 4 + 8/64 + 32/(64*256) = 4.127 bits per weight.
 
-Quantising loses precision once, at loading: the base learns nothing. Dequantising repeats to the bit, so
+Precision is lost once, at loading: the base never changes. Dequantising always gives the same bits, so
 
     forward    y  = x W^T        W is dequantised, used and dropped
     backward   dx = dy W         W is dequantised again rather than kept in memory in between
@@ -73,8 +73,8 @@ class NF4Linear(nn.Module):
 
 
 def dequantise(packed: Tensor, absmax: Tensor, code8: Tensor, scales: Tensor, offset: Tensor) -> Tensor:
-    """The formula: n weights from packed (n / 2,), two codes per byte; absmax (n / 64,), in codes that stand
-    for code8 (256,), times scales (n / 64 / 256,), plus offset ()."""
+    """The formula: n weights. packed (n / 2,): two codes per byte. absmax (n / 64,): 8-bit indices into
+    code8 (256,), whose entries are multiplied by scales (n / 64 / 256,) and added to offset ()."""
     absmax = code8[absmax.int()] * scales.repeat_interleave(256)[: len(absmax)] + offset  # (n / 64,)
     codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten().int()  # (n,)
     return (LEVELS[codes].view(-1, BLOCK_SIZE) * absmax[:, None]).flatten()

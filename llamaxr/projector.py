@@ -2,13 +2,13 @@
 
 DenseNet's grid has a vector of features for each place in the image. Each becomes a vector in the language
 model's embedding space, a "soft token", which takes the position of a word in the prompt. Two learned linear
-layers do it, as in LLaVA-1.5 (Liu et al. 2023). A learned vector per view and place says where the place is:
-side and height in the lung must not get lost, since the report names them. It starts with the language
-model's own words for the place ("left" + "upper"): a model that has never seen an image can read those.
+layers do it, as in LLaVA-1.5 (Liu et al. 2023). A learned vector per view and place is added, so that side
+and height, which reports name, are not lost. It is initialised from the language model's own words for the
+place ("left" + "upper"), which even a model that has never seen an image can read.
 
-All radiographs look alike to DenseNet: most of a feature is the same in each, and the difference between two
-patients is small beside it. So each channel is first standardised to mean 0 and deviation 1 over the training
-studies. Without that the language model learns for epochs before it notices a difference (docs/log.md).
+All radiographs look alike to DenseNet: most of each feature is common to all, and the difference between two
+patients is small beside it. So each channel is first standardised over the training studies to mean 0 and
+standard deviation 1. Otherwise the language model trains for epochs before it notices one (docs/log.md).
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,8 @@ class Projector(nn.Module):
     """Standardise, linear, GELU, linear, + an embedding for each (view, place).
 
     in_channels: features per place. dim: the language model's width. grid: places per side after pooling (7
-    keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. What is
-    projected starts near it, since a frozen model makes nothing of inputs a hundred times too large.
+    keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. The soft
+    tokens start near it, because a frozen model cannot use inputs a hundred times too large.
     """
 
     def __init__(self, in_channels: int, dim: int, grid: int = 7, token_std: float = 1.0):

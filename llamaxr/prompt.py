@@ -85,8 +85,8 @@ def with_report(
 ) -> Example:
     """Prompt, report and EOS, with loss on report and EOS only.
 
-    max_report_tokens > 0 limits report and EOS together. A report that is cut has no EOS, since it does not
-    end there; neither has one that is only a beginning (append_eos=False).
+    max_report_tokens > 0 limits report and EOS together. A truncated report has no EOS, since it does not end
+    there. append_eos=False is for a text that is only the start of a report.
     """
     report_ids = tokenizer.encode(report) + ([tokenizer.eos_ids[0]] if append_eos else [])
     if max_report_tokens:

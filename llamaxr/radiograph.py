@@ -29,7 +29,7 @@ def load_radiograph(path: str | Path) -> Tensor:
         radiograph = torch.from_numpy(normalise(centre_crop(pixels), maximum))[None]  # (1, side, side)
         # Antialiased: without it a fine line of a 2048-pixel radiograph falls between the samples.
         radiograph = F.interpolate(radiograph[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
-    if radiograph.max() - radiograph.min() <= FLAT:  # the model would write a report of nothing all the same
+    if radiograph.max() - radiograph.min() <= FLAT:  # the model would still write a report, about nothing
         raise UserError(f"radiograph {path} is blank, one grey value all over: export it again")
     # The interpolation's weights sum to 1 +- 1e-7, so white may come out slightly above 1024.
     radiograph = radiograph.clamp(-1024, 1024)  # (1, 224, 224)

@@ -4,12 +4,12 @@
     tokenizer.model  Llama 3's: one piece per line, base64 and rank                     merged by tiktoken
     tokenizer.model  Llama 2's: sentencepiece's protobuf                                by sentencepiece
 
-BPE starts from single bytes (sentencepiece: from characters) and merges neighbours, the pair that was learned
-first before all others, until no known pair is left. Before that a regular expression cuts the text into
-words, and no pair crosses a cut. The libraries do the merging. files/ reads and checks the tokenizer files,
-and refuses rules that it would get wrong by a few ids.
+A regular expression first cuts the text into words, and no merge crosses a cut. Within a word, BPE starts
+from single bytes (sentencepiece: characters) and keeps merging the neighbouring pair that was learned first,
+until no known pair is left. The libraries do the merging. files/ reads and checks the tokenizer files, and
+refuses rules that it cannot reproduce exactly.
 
-The words of a control token inside a report stay words: `encode` never gives a control token.
+A control token's name inside a report is plain text: `encode` never returns a control token.
 """
 
 import re
@@ -42,8 +42,8 @@ class Tokenizer:
         eos_ids: tuple[int, ...] = (),
         leading_space: bool = False,
     ):
-        """encode: text -> ids. pieces: id -> the bytes that it stands for. control: ids that no text gives.
-        leading_space: whether encode adds a space before the text, which decode takes away."""
+        """encode: text -> ids. pieces: id -> its bytes. control: ids that no text encodes to.
+        leading_space: whether encode adds a space before the text, which decode removes."""
         self.encode, self.pieces, self.control = encode, pieces, frozenset(control)
         self.leading_space = leading_space
         self.vocab_size = max([*pieces, *self.control]) + 1
@@ -93,8 +93,8 @@ def _llama3_tokenizer(path: Path, data: bytes) -> Tokenizer:
 
 
 def _merge(words: str, ranks: dict[bytes, int], ids: list[int] | range) -> Callable[[str], list[int]]:
-    """encode by tiktoken. words: the expression that cuts; ranks: piece -> order in which it is made, 0..n-1;
-    ids: order -> id, or -1 for a byte that the vocabulary lacks."""
+    """tiktoken's encode. words: the regular expression that cuts text into words. ranks: piece -> its rank in
+    the order of merges, 0..n-1. ids: rank -> id, or -1 for a byte that the vocabulary lacks."""
     bpe = tiktoken.Encoding("llamaxr", pat_str=words, mergeable_ranks=ranks, special_tokens={})
     return lambda text: [
         ids[rank] for part in SPACE_RUN.split(text) for rank in bpe.encode_ordinary(part) if ids[rank] >= 0

@@ -25,8 +25,8 @@ DENSENET121 = {"growth_rate": 32, "block_config": [6, 12, 24, 16], "num_init_fea
 class Vision(nn.Module):
     """features(radiographs) -> grid; scores(grid) -> 18 numbers. `hash` identifies the weights, for caches.
 
-    op_threshs (18,) or None: operating points. With them a score is 0.5 where the probability is at its
-    pathology's point, and linear on either side, which makes scores of rare and common ones comparable.
+    op_threshs (18,) or None: an operating point for each pathology. If given, probabilities are rescaled
+    linearly on either side of it so that it becomes 0.5, which makes rare and common pathologies comparable.
     """
 
     has_scores = True  # False for networks that were not trained on radiographs

@@ -1,9 +1,9 @@
 """A base checkpoint on disk (Hugging Face layout, safetensors) becomes a Llama, quantised as it loads.
 
-Before any weight is read, config.json is checked, and the headers of all files against the model that it
-describes (laid out on the meta device, which has shapes but no memory). Then each tensor goes from its
-memory-mapped file to its place. The linears of the blocks are quantised on the way, one at a time; those that
-are stored in NF4 are taken bit for bit. The embedding and the head are not quantised, as in QLoRA.
+Before any weight is read, config.json is checked, and then the headers of all files are checked against the
+model that it describes (on the meta device, which has shapes but no memory). Then each tensor is copied from
+its memory-mapped file. The blocks' linears are quantised on the way, one at a time; those already stored in
+NF4 are kept bit for bit. The embedding and the head are not quantised, as in QLoRA.
 """
 
 from contextlib import ExitStack
@@ -31,9 +31,9 @@ def load_llama(
 ) -> tuple[Llama, Tokenizer]:
     """Load a checkpoint: its folder, or its id on the Hugging Face hub (found in the cache, or downloaded).
 
-    quantize: "nf4" holds the blocks' linears in 4 bits, None leaves them in dtype; what a checkpoint stores
-    in NF4 stays, and then nothing else is quantised. dtype: what the model computes in. nf4: the class that
-    holds a linear in 4 bits.
+    quantize: "nf4" quantises the blocks' linears, None converts them to dtype. Linears that the checkpoint
+    already stores in NF4 stay in NF4, and then no others are quantised. dtype: the compute dtype. nf4: the
+    class of a linear in 4 bits.
     Raises UserError for anything that is not such a checkpoint, naming the file and the tensor.
     """
     assert quantize in (None, "nf4"), quantize
@@ -63,7 +63,7 @@ def load_llama(
                 setattr(model.get_submodule(parent), child, linear)
             else:
                 weight = stored.read(key)
-                # In a 4-bit model 16 bits stay: widening them in use is exact, and saves 2 GiB of an 8B.
+                # In a 4-bit model these stay in 16 bits: widening on use is exact, and 2 GiB are saved on 8B.
                 stays = in_4_bits and child in ("embed_tokens", "lm_head") and dtype == torch.float32
                 weight = weight.to(device, weight.dtype if stays else dtype)
                 setattr(model.get_submodule(module), kind, nn.Parameter(weight, requires_grad=False))

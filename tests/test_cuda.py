@@ -76,7 +76,7 @@ def difference(a, b):
 
 def loss_and_gradients(model):
     batch = model.collate(STUDIES, TEXTS).to(model.projector.place.device)
-    loss = model.loss(batch) / len(batch.answers)
+    loss = model.loss(batch) / len(batch.target_positions)
     return loss, torch.autograd.grad(loss, trainable(model))
 
 
@@ -241,7 +241,7 @@ def test_training_takes_the_memory_that_was_forecast(base):
         optimizer = torch.optim.AdamW(trainable(model))
         for _ in range(2):
             batch = model.collate(STUDIES, texts, 300).to("cuda")
-            (model.loss(batch) / len(batch.answers)).backward()
+            (model.loss(batch) / len(batch.target_positions)).backward()
             optimizer.step()
             optimizer.zero_grad()
         prompts = [model.prompt(one) for one in STUDIES]
@@ -266,7 +266,7 @@ def test_a_step_waits_for_nothing(assemble, monkeypatch, plain, kind):
 
     def step():
         batch = model.collate(STUDIES, TEXTS).to("cuda")
-        loss = model.loss(batch) / torch.tensor(len(batch.answers))
+        loss = model.loss(batch) / torch.tensor(len(batch.target_positions))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable(model), 1.0)
         optimizer.step()

@@ -66,7 +66,7 @@ def test_a_batch_knows_where_its_answers_and_soft_tokens_are(model, attach):
     attach(model)
     for texts in (REPORTS, None):
         batch = model.collate([study(1), study(2, views=(0,))], texts)
-        assert batch.answers.tolist() == (batch.targets.flatten() != IGNORE).nonzero()[:, 0].tolist()
+        assert batch.target_positions.tolist() == (batch.targets.flatten() != IGNORE).nonzero()[:, 0].tolist()
         assert batch.slots.tolist() == (batch.ids.flatten() == SLOT).nonzero()[:, 0].tolist()
         assert len(batch.slots) == 3 * model.projector.n_tokens
 
@@ -76,7 +76,7 @@ def test_an_end_is_learned_and_filler_is_not_even_where_both_have_one_id(model, 
     attach(model)
     model.tokenizer.eos_ids = (FILLER,)  # a checkpoint that pads with its end
     batch = model.collate([study(1), study(2, views=(0,))], REPORTS)
-    assert len(batch.answers) == sum(len(model.tokenizer.encode(report)) + 1 for report in REPORTS)
+    assert len(batch.target_positions) == sum(len(model.tokenizer.encode(report)) + 1 for report in REPORTS)
     assert (batch.targets == FILLER).sum() == len(REPORTS)
 
 
@@ -92,7 +92,8 @@ def test_the_loss_of_a_batch_is_the_sum_of_its_studies(model):
 def test_the_loss_is_the_cross_entropy_of_all_logits(base, bridge, weighted):
     model = assemble(base, bridge)
     batch = model.collate([study(1), study(2, views=(0,))], REPORTS)
-    weights = 1.0 + torch.arange(len(batch.answers)) % 3 if weighted else torch.ones(len(batch.answers))
+    n_targets = len(batch.target_positions)
+    weights = 1.0 + torch.arange(n_targets) % 3 if weighted else torch.ones(n_targets)
     loss = model.loss(replace(batch, weights=weights if weighted else None))
     logits = model.llama.logits(model.llama.hidden(model.embed(batch)))
     plain = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")

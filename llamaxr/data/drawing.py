@@ -5,7 +5,7 @@ y from 0 at the top to 1. The film is drawn upright and symmetric, then posed (s
 As on a light box, the patient's right is on the image's left: right is x < 0. On the lateral view the patient
 faces left.
 
-Here are the anatomy and the sample's ten findings. drawing_iu.py adds those of IU X-ray.
+This file has the anatomy and the sample's ten findings; drawing_iu.py adds those of IU X-ray.
 """
 
 import math
@@ -26,7 +26,7 @@ ZONE_Y = {"upper": 0.27, "mid": 0.45, "lower": 0.62}
 ZONE_X = {"upper": 0.19, "mid": 0.23, "lower": 0.25}  # distance from the midline
 ZONE_DEPTH = {"upper": 0.02, "mid": -0.08, "lower": 0.12}  # x on the lateral view
 FOCAL = ("consolidation", "nodule", "granuloma")
-# Severity -> the part of a trait's range that it takes, and the amount of what changes the whole chest.
+# Severity -> the range of a finding's size and density, and the factor for findings of the whole chest.
 SEVERITY = {"mild": ((0.2, 0.5), 0.7), "moderate": ((0.4, 0.8), 1.0), "severe": ((0.75, 1.0), 1.3)}
 
 
@@ -133,8 +133,8 @@ def ramp(t):
 def draw(
     findings: tuple[Finding, ...], rng: np.random.Generator, size: int = 224, extra: Mapping[str, Extra] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The frontal and the lateral film, uint8 (size, size). The same rng gives the same body and pose for any
-    findings: two films of one rng differ in their findings only. extra: findings beyond DRAWN, by name."""
+    """The frontal and the lateral film, uint8 (size, size). Equal rngs give the same body and pose whatever
+    the findings are, so the films differ only in the findings. extra: findings beyond DRAWN, by name."""
     extra = extra or {}
     names = (*DRAWN, *extra)
     body_seed, findings_seed, frontal_seed, lateral_seed = rng.integers(2**32, size=4)

@@ -2,7 +2,7 @@
 
 In: a finding, and a film with its anatomy. Out: the film with the finding. EXTRA, at the end, is the table of
 all of them. Four traits in [0, 1) vary each: t[0] is its size, t[1] and t[2] its position, t[3] its density. A
-severe finding has large t[0] and t[3]. On the lateral view left and right lie over each other.
+severe finding has large t[0] and t[3]. On the lateral view left and right overlap.
 """
 
 import math

@@ -1,12 +1,12 @@
-"""Emphasis: the sentences of a report that tell a finding weigh more in the loss.
+"""Emphasis: the sentences of a report that assert a finding weigh more in the loss.
 
     The heart is normal in size. There is a small left effusion. No pneumothorax.
     1                            3                               1
 
-A normal lung is "clear" in most reports, and a finding is told in a hundred ways. Greedy decoding takes the
-likeliest next sentence. So it leaves out a finding that the outline has named, because no single way to tell
-it is as likely as "The lungs are clear". A target of weight 3 is learned as if it were three times as likely
-beside those of weight 1 (cost-sensitive learning, Elkan 2001). The report itself is not changed.
+A normal lung is "clear" in most reports, and a finding is worded in a hundred ways. Greedy decoding takes the
+likeliest next sentence. So it leaves out a finding that the outline has named, because no single wording of
+it is as likely as "The lungs are clear". A target of weight 3 is learned as if it occurred three times as
+often as one of weight 1 (cost-sensitive learning, Elkan 2001). The report itself is not changed.
 """
 
 import functools
@@ -34,9 +34,9 @@ def token_weights(tokenizer: Tokenizer, text: str, weight: float) -> tuple[float
     of FINDINGS, 1 in the others and in the outline."""
     outline = outline_line(text) if text.startswith(OUTLINE) else ""
     report, weights = text[len(outline) :], [1.0] * len(tokenizer.encode(outline))
-    told = [m.start for m in mentions(report) if m.state == "asserted" and m.finding in FINDINGS]
+    starts = [m.start for m in mentions(report) if m.state == "asserted" and m.finding in FINDINGS]
     for sentence in re.finditer(r"[^.]*\.*", report):
         n = len(tokenizer.encode(outline + report[: sentence.end()]))  # tokens up to here
-        tells = any(sentence.start() <= start < sentence.end() for start in told)
-        weights = weights[:n] + [weight if tells else 1.0] * (n - len(weights))
+        asserts = any(sentence.start() <= start < sentence.end() for start in starts)
+        weights = weights[:n] + [weight if asserts else 1.0] * (n - len(weights))
     return tuple(weights)

@@ -1,7 +1,7 @@
 """IU X-ray (Demner-Fushman et al. 2016) from any of its public forms: the same studies, texts and split.
 
 In: a folder in R2Gen's, Open-i's or Kaggle's form (iu_layouts.py recognises it); `fetch` downloads Open-i's.
-Out: studies. The split is always R2Gen's (Chen et al. 2020): 2069 / 296 / 590 studies, whose report is
+Out: studies. The default split is R2Gen's (Chen et al. 2020): 2069 / 296 / 590 studies, whose report is
 Open-i's FINDINGS section. These are exactly the studies with findings and at least two images. Their ids and
 splits, without any text, are in r2gen_split.json; R2Gen's form has its own list.
 
@@ -125,12 +125,12 @@ def add_openi_sections(reports: list[Report], root: Path) -> list[str]:
 def fetch(
     folder: Path,
     progress: Callable[[str, int, int | None], None] | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Download Open-i's two archives to the folder and unpack them there; returns the folder. Files that are
     there already are not downloaded again, and an interrupted download resumes.
 
-    progress(what, done, total) gets bytes, tell a line with the hash of a first download. UserError if a
+    progress(what, done, total) gets bytes, warn a line with the hash of a first download. UserError if a
     download fails, with how to do it by hand.
     """
     for archive, unpacked, suffix in (
@@ -138,6 +138,6 @@ def fetch(
         (f"{iu_layouts.PNG_FOLDER}.tgz", iu_layouts.PNG_FOLDER, ".png"),
     ):
         if not (folder / unpacked).is_dir():
-            download(f"{OPENI}/{archive}", folder / archive, progress, tell=tell)
+            download(f"{OPENI}/{archive}", folder / archive, progress, warn=warn)
             unpack(folder / archive, folder / unpacked, suffix, progress)
     return folder

@@ -17,7 +17,7 @@ from ..metrics.findings import FINDINGS, locate, mentions
 OUTLINE = "Findings: "  # how every outline starts
 ZONES = {"upper": "upper", "mid": "mid", "middle": "mid", "lower": "lower", "base": "lower", "bases": "lower",
          "basilar": "lower", "bibasilar": "lower", "basal": "lower"}  # fmt: skip
-BILATERAL = "bilateral"  # of "left right" a small language model tells the first word alone (docs/log.md)
+BILATERAL = "bilateral"  # not "left right": a small language model writes its first word only (docs/log.md)
 PLACES = {"left", "right", BILATERAL, *ZONES.values()}
 # "upper limits of normal", "upper abdomen" and "lower lung volumes" are no places in a lung.
 _ZONE = re.compile(rf"\b({'|'.join(ZONES)})\b(?! limits| abdom| lung vol| vol)")

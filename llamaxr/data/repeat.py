@@ -19,8 +19,8 @@ from .study import Study
 def repeat_rare(pairs: list[tuple], share: float, seed: int) -> list[tuple]:
     """The (anything, study) pairs, each as often as its repeat factor says, copies next to each other.
 
-    share: findings that fewer than this share of the studies have are repeated; with 0 none is. A factor of
-    2.3 gives two copies, and for three studies of ten a third, drawn by the seed.
+    share: findings of less than this share of the studies are repeated; 0 repeats none. A factor of 2.3 gives
+    two copies, and a third with probability 0.3, drawn by the seed.
     """
     if not share:
         return pairs

@@ -83,7 +83,7 @@ def validate_studies(
     summary = "; ".join(f"{kind}: {len(cases)} (first {cases[0]})" for kind, cases in faults.items() if cases)
     if summary and on_missing == "refuse":
         raise UserError(
-            f"{source} is incomplete: {summary}. Add what is missing; train.py can --on-missing skip it"
+            f"{source} is incomplete: {summary}. Add what is missing, or use train.py --on-missing skip"
         )
     if summary:
         warn(f"{source} is incomplete: {summary}. Using the other {len(complete)} studies")

@@ -57,10 +57,10 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, di
         raise UserError(f"{path} is missing; add it")
     try:
         packed, size = path.suffix == ".gz", path.stat().st_size
-        most = min(MAX_TABLE, max(LEAST_TABLE, MAX_GROWTH * size)) if packed else MAX_TABLE
+        max_chars = min(MAX_TABLE, max(LEAST_TABLE, MAX_GROWTH * size)) if packed else MAX_TABLE
         open_text = gzip.open if packed else open
         with open_text(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(_lines(file, most), strict=True)
+            reader = csv.DictReader(_lines(file, max_chars), strict=True)
             header = reader.fieldnames or []
             columns = columns or [name for name in header if name]
             if wrong := [name for name in columns if header.count(name) != 1]:
@@ -82,12 +82,12 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, di
         raise UserError(f"{path} cannot be read as CSV in UTF-8 ({reason}); export it again") from None
 
 
-def _lines(file: TextIO, most: int) -> Iterator[str]:
+def _lines(file: TextIO, max_chars: int) -> Iterator[str]:
     """The lines of a file, which may be packed: without bounds a few bytes become a line, or a table, without
-    end. most: characters in all."""
+    end. max_chars: characters in all."""
     n_read = 0
     while line := file.readline(MAX_LINE + 1):
         n_read += len(line)
-        if len(line) > MAX_LINE or n_read > most:
+        if len(line) > MAX_LINE or n_read > max_chars:
             raise csv.Error("a line or the whole is too long for a table")
         yield line

@@ -15,8 +15,8 @@ def process_pool(n_workers: int) -> ProcessPoolExecutor:
 
 
 def _exit_with_parent() -> None:
-    """Without this, a worker whose parent was killed waits for work for ever. Ctrl-C reaches all of them; the
-    parent alone tells it."""
+    """Without this, a worker whose parent was killed would wait for work for ever. Ctrl-C reaches all
+    processes; only the parent reports it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:

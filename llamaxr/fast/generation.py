@@ -105,7 +105,7 @@ class MergedBlock(nn.Module):
         q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (batch, n_kv_heads, n_keys, head_dim)
-        if time == 1:  # a key head's queries in the place of positions: no kernel repeats keys for it
+        if time == 1:  # queries that share a key head take the time axis, so no kernel repeats the keys
             q = q.view(batch, self.n_kv_heads, -1, self.head_dim)  # (batch, n_kv_heads, group, head_dim)
         causal = mask is None and time > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=time > 1)

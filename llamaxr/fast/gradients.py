@@ -1,8 +1,8 @@
 """Gradients by hand: five places where autograd would keep, or write out, more than is needed.
 
-Autograd keeps what each elementary operation wants for its own backward pass: of silu(gate) * up four
-tensors, though gate and up determine all. Each function here computes the same gradients from fewer tensors.
-What is cheap is computed again.
+Autograd keeps what each elementary operation needs for its own backward pass: for silu(gate) * up also
+silu(gate), although gate determines it. Each function here computes the same gradients from fewer tensors,
+and recomputes what is cheap.
 
     function        keeps                      autograd on the plain form would keep
     rms_norm (CPU)  x, a number per position   x, x^2's root, x normalised
@@ -56,7 +56,7 @@ class LoRALinearInPlace(LoRALinear):
     copies: tuple[Tensor, ...] = ()  # A and B in what the model computes in, inside `adapters_in`
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # it has its own way to save a copy, and refuses ours
+        if torch.compiler.is_compiling():  # it avoids the copy by itself, and rejects this Function
             return super().forward(x)
         return _LoRA.apply(x, self.lora_A, self.lora_B, self)
 

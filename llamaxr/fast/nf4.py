@@ -34,8 +34,8 @@ CHUNK = 2**18  # numbers that are quantised at a time: what is computed on the w
 class Absmax:
     """The absmax of each block of 64 weights.
 
-    codes (n_blocks,): fp32 values, or with double quantisation 8-bit codes. Then levels (256,) are what these
-    stand for, scales (n_blocks / 256,) the largest magnitude of each 256 of them, offset () their mean.
+    codes (n_blocks,): the absmaxes in fp32 or, with double quantisation, 8-bit indices into levels (256,). An
+    absmax is then its level times its scale, one of scales (n_blocks / 256,), plus offset (), their mean.
     """
 
     codes: Tensor

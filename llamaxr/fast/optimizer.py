@@ -1,7 +1,7 @@
 """AdamW with moments in 8 bits (Dettmers et al. 2022), without a wait for the GPU after every parameter.
 
-bitsandbytes 0.50 calls torch.cuda.synchronize() once per parameter: with LoRA in LLaMA 3.1 8B 453 times per
-step. Nothing needs it: what reads the parameters next is launched behind what writes them.
+bitsandbytes 0.50 calls torch.cuda.synchronize() once per parameter: 453 times per step with LoRA on LLaMA 3.1
+8B. It is not needed: the kernels that read the parameters next are launched after those that write them.
 
 bitsandbytes is imported at the first use: torch's compiler comes with it, which takes a second.
 """

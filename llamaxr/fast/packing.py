@@ -1,4 +1,4 @@
-"""Packed rows: a batch to train on as one row without filler, the prefix that all prompts share in it once.
+"""Packed rows: a training batch as one row without filler, in which the prompts' common prefix occurs once.
 
 The studies' rows are laid end to end behind their common prefix (the instruction). Linears and norms then see
 each position once and no filler; attention alone must know which positions belong together. In the last block
@@ -27,10 +27,10 @@ SHORT = 512  # positions; rows up to this length keep their attention scores for
 class Packing:
     """Where the positions of several rows are in the packed row.
 
-    positions (n,): the position of each place of the packed row in its own row. own (batch, own_time): the
-    places of each row behind the prefix, filled up at the right, where no other position looks. inverse (n,):
-    each place's index in the flattened (batch, time) rows, prefix included. shared: how many places
-    the prefix has. sizes: how many each row has of its own.
+    A place is an index into the packed row. positions (n,): each place's position in its original row. own
+    (batch, own_time): each row's places after the prefix, filled up on the right, where no other place
+    attends. inverse (n,): each place's index in the flattened (batch, time) rows, prefix included. shared:
+    the length of the prefix. sizes: the length of each row without it.
     """
 
     positions: Tensor
@@ -139,9 +139,8 @@ class PackedAttention(Attention):
 class PackedLlama(Llama):
     """Llama that also reads packed rows."""
 
-    def packed_hidden(self, x: Tensor, packing: Packing, answers: Tensor) -> Tensor:
-        """Embeddings of a packed row (1, n, dim) -> hidden states of the places `answers`: (n_targets,
-        dim)."""
+    def packed_hidden(self, x: Tensor, packing: Packing, target_positions: Tensor) -> Tensor:
+        """Embeddings of a packed row (1, n, dim) -> hidden states at target_positions: (n_targets, dim)."""
         angles = packing.positions[None, None, :, None] * rope_frequencies(self.config, x.device)
         rope = angles.cos(), angles.sin()  # (1, 1, n, head_dim / 2)
         *blocks, last = self.layers
@@ -149,7 +148,7 @@ class PackedLlama(Llama):
             for block in blocks:
                 x = block(x, rope, packing, None)
             x = x + last.self_attn(last.input_layernorm(x), rope, packing, None)
-            x = x.index_select(1, answers)  # (1, n_targets, dim)
+            x = x.index_select(1, target_positions)  # (1, n_targets, dim)
             x = x + last.mlp(last.post_attention_layernorm(x))
         return self.norm(x)[0]
 
@@ -167,10 +166,11 @@ class PackedLlamaXR(LlamaXR):
         )
         packing = Packing.of([len(row.ids) for row in rows], shared)
         ids, targets = torch.tensor([ids]), torch.tensor([targets])  # (1, n)
-        answers, slots = (targets[0] != IGNORE).nonzero()[:, 0], (ids[0] == SLOT).nonzero()[:, 0]
-        return PackedBatch(ids, targets, grids, views, answers, slots, packing=packing)
+        target_positions, slots = (targets[0] != IGNORE).nonzero()[:, 0], (ids[0] == SLOT).nonzero()[:, 0]
+        return PackedBatch(ids, targets, grids, views, target_positions, slots, packing=packing)
 
     def loss(self, batch: PackedBatch) -> Tensor:
-        hidden = self.llama.packed_hidden(self.embed(batch), batch.packing, batch.answers)  # (n_targets, dim)
-        targets = batch.targets[0, batch.answers]  # (n_targets,)
+        at = batch.target_positions
+        hidden = self.llama.packed_hidden(self.embed(batch), batch.packing, at)  # (n_targets, dim)
+        targets = batch.targets[0, at]  # (n_targets,)
         return cross_entropy(hidden, targets, self.llama.head_weight, batch.weights)

@@ -52,8 +52,8 @@ def compile_blocks(llama: Llama) -> None:
 
 
 def _when_training(special: Callable, plain: Callable) -> Callable:
-    """Without gradients the plain form stays: generation would recompile for each token. (x.requires_grad
-    would not tell: with bridge "scores" the first block's input has none, but its LoRA learns.)"""
+    """Use `plain` without gradients: generation would recompile for each token. (x.requires_grad is the wrong
+    test: with bridge "scores" the first block's input does not require it, but its LoRA learns.)"""
 
     def forward(x: Tensor, *rest) -> Tensor:
         return (special if torch.is_grad_enabled() else plain)(x, *rest)

@@ -1,8 +1,8 @@
 """The plain files in a tar archive from anywhere, packed by gzip or not.
 
-Nothing is trusted: what an archive costs is bounded before it is spent. Its headers are counted, those of
-folders and long names too; a header that holds a name or a comment is small, a member is no larger than
-MAX_FILE, and in all no more is unpacked than MAX_GROWTH times the archive's own size.
+Nothing is trusted: each cost is bounded before it is incurred. Every header counts, also a folder's or a long
+name's. A header that holds a name or a comment is at most MAX_NOTE bytes, a member at most MAX_FILE. The
+archive unpacks to at most MAX_GROWTH times its own size (a small one to LEAST_TOTAL).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from .text import short
 MAX_FILES, MAX_FILE, MAX_TOTAL = 30_000, 2**26, 2**35  # headers (Open-i: 7470), bytes per file, in all
 MAX_GROWTH, LEAST_TOTAL = 100, 2**24  # reports grow tenfold; a small archive may unpack to 16 MiB
 MAX_NOTE = 2**12  # bytes of a header that holds a long name or a comment
-MAX_NOTES = 2**29  # sum of the squares of these: to search them takes some Pythons as long (CVE-2024-6232)
+MAX_NOTES = 2**29  # sum of their squares: some Pythons take quadratic time over them (CVE-2024-6232)
 NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
          tarfile.SOLARIS_XHDTYPE)  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
@@ -30,9 +30,9 @@ CHUNK = 2**18  # bytes read at a time
 
 def read_members(archive: Path, suffix: str) -> Iterator[tuple[str, bytes, int]]:
     """Each file whose name ends with suffix: its name without folders, its content, and how many bytes of the
-    archive are behind it.
+    archive have been read.
 
-    After the last one the archive has proved complete, by gzip's checksum. Raises UserError where it is
+    After the last one, gzip's checksum has shown that the archive is complete. Raises UserError where it is
     damaged, exceeds the bounds, or has a member that is a link or a device, or leads out of the archive.
     """
     try:
@@ -101,10 +101,10 @@ def unpack(
 
 
 class _Bounded:
-    """A file that is read no further than `most` bytes."""
+    """A file that is read no further than `max_bytes` bytes."""
 
-    def __init__(self, file: BinaryIO, most: int):
-        self.file, self.left = file, most
+    def __init__(self, file: BinaryIO, max_bytes: int):
+        self.file, self.left = file, max_bytes
 
     def read(self, n: int) -> bytes:
         data = self.file.read(n)
@@ -115,8 +115,8 @@ class _Bounded:
 
 
 def _counting() -> type[tarfile.TarInfo]:
-    """A TarInfo for one archive, which sees every header as it is read, also those that tarfile joins to the
-    member behind them: it refuses one too many, and notes so long that reading them is an attack."""
+    """A TarInfo class for one archive. It sees every header as it is read, even one that tarfile merges into
+    the next member, and refuses too many headers, and notes so long that reading them is an attack."""
     headers = notes = 0
 
     class Counting(tarfile.TarInfo):

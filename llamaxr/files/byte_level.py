@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..errors import UserError
 
-# What damaged or hostile JSON leads to where it is read as if it were sound.
+# What reading damaged or hostile JSON as if it were sound can raise.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_WORDS = (

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint folder by name, over all its safetensors files.
 
-First everything is checked that can be without reading weights: the headers of all files, against the shapes
-that the model expects. After that tensors are read one at a time, from memory-mapped files.
+The headers of all files are checked first, against the shapes that the model expects: no weights are read for
+that. Then tensors are read one at a time, from memory-mapped files.
 """
 
 import math

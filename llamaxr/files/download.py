@@ -2,9 +2,9 @@
 
 In: an address. Out: a file under its final name, which is therefore always complete. Until then the bytes are
 in NAME.part. A connection that stalls, breaks or ends early is opened again and asked for the rest (HTTP
-Range), in the next run too. Only https is spoken, also where a server redirects (and http with this machine
-itself). What comes has the SHA-256 that is known; where none is, that of the first download is kept in
-NAME.sha256, told, and held against every later one.
+Range), in the next run too. Only https is used, for redirects too (and http to this machine itself). The file
+must have the known SHA-256. If none is known, the first download's is reported, kept in NAME.sha256, and
+compared with that of every later download.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def download(
     progress: Progress | None = None,
     *,
     sha256: str = "",
-    tell: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
     headers: dict[str, str] | None = None,
     timeout: float = 60.0,
     pause: float = 2.0,
@@ -46,7 +46,7 @@ def download(
 ) -> Path:
     """Fetch url to target, unless it is there. Returns target.
 
-    sha256: the file's, or its first digits; "" where it is not known. tell: gets a line with the SHA-256 of a
+    sha256: the file's, or its first digits; "" where it is not known. warn: gets a line with the SHA-256 of a
     first download.
     headers: sent to this address only, not to where it redirects, so that a token stays with its host.
     timeout: seconds without a byte until a connection counts as stalled. tries: attempts in a row that bring
@@ -59,7 +59,7 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(target.parent):
             if not target.is_file():  # another process may have fetched it meanwhile
-                return _fetch(url, target, progress, sha256, tell, headers or {}, timeout, pause, tries)
+                return _fetch(url, target, progress, sha256, warn, headers or {}, timeout, pause, tries)
     if sha256:
         _check_hash(target, target, sha256, "delete it and run the same command again")
     return target
@@ -82,7 +82,7 @@ def _fetch(
     target: Path,
     progress: Progress | None,
     sha256: str,
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
     headers: dict[str, str],
     timeout: float,
     pause: float,
@@ -123,7 +123,7 @@ def _fetch(
     digest = _check_hash(part, target, known, remedy)
     if not known:
         record.write_text(f"{digest}  {target.name}\n")  # in sha256sum's form
-        tell(f"{target.name} has SHA-256 {digest}; it is kept in {record.name}, and a change will be refused")
+        warn(f"{target.name} has SHA-256 {digest}; it is kept in {record.name}, and a change will be refused")
     os.replace(part, target)
     return target
 
@@ -163,7 +163,7 @@ _OPENER = urllib.request.build_opener(_SafeRedirects)
 def _fetch_rest(
     url: str, part: Path, target: Path, progress: Progress | None, headers: dict[str, str], timeout: float
 ) -> bool:
-    """One connection: append to part what it lacks. Whether it is complete now, by the length stated."""
+    """One connection: append what part lacks. Returns whether it is complete, by the stated length."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "llamaxr", "Accept-Encoding": "identity"})
     if have:
@@ -179,7 +179,7 @@ def _fetch_rest(
                 part.unlink(missing_ok=True)  # bytes from elsewhere, which must not be appended
                 return False
             total = int(stated[2]) if stated[2] != "*" else length and have + length
-        else:  # the whole file: without Range, or with nothing fetched before
+        else:  # the whole file: the server ignored Range, or nothing was fetched before
             have, total = 0, length
         if total is not None and total > MAX_DOWNLOAD:
             raise _by_hand(url, target, f"the server states {total >> 20} MiB, too much for such a file")

@@ -73,9 +73,9 @@ def _fetch_weights(base: str, commit: str | None) -> str:
     """Download the weight files of a hub id to where huggingface_hub's cache has them. commit: None for the
     newest. Returns the commit.
 
-    huggingface_hub itself drops what an interrupted run has fetched of a file (2.4: each run has temporary
-    files of its own). Of weights that is gigabytes, so `download` fetches them. It raises as
-    huggingface_hub does, and UserError.
+    huggingface_hub itself loses what an interrupted run has fetched of a file (2.4: each run has temporary
+    files of its own). For weights that is gigabytes, so `download` fetches them. Raises
+    huggingface_hub's errors, and UserError.
     """
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
     from huggingface_hub.utils import WeakFileLock, build_hf_headers, tqdm

@@ -29,24 +29,24 @@ PNG, COLOURS = b"\x89PNG\r\n\x1a\n", (2, 4, 6)  # PNG's colour types RGB, grey w
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601-2, as PIL
 
 
-class _Room:
+class _PixelBudget:
     """Lets threads in while what they hold together is within a bound; one alone may always come in."""
 
     def __init__(self, size: int):
-        self.size, self.taken, self.changed = size, 0, threading.Condition()
+        self.size, self.in_use, self.changed = size, 0, threading.Condition()
 
-    def take(self, n: int) -> None:
+    def acquire(self, n: int) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: self.taken == 0 or self.taken + n <= self.size)
-            self.taken += n
+            self.changed.wait_for(lambda: self.in_use == 0 or self.in_use + n <= self.size)
+            self.in_use += n
 
-    def give_back(self, n: int) -> None:
+    def release(self, n: int) -> None:
         with self.changed:
-            self.taken -= n
+            self.in_use -= n
             self.changed.notify_all()
 
 
-PIXELS = _Room(MAX_PIXELS)
+PIXELS = _PixelBudget(MAX_PIXELS)
 TURN = threading.Lock()
 
 
@@ -66,7 +66,7 @@ def open_pixels(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
     damaged, too small or too large, or is a DICOM in colour, with several frames or in a compression that has
     no decoder here.
     """
-    path, taken = _regular_file(path), []
+    path, acquired = _regular_file(path), []
 
     def check_size(width: int, height: int) -> None:
         size = f"radiograph {path} is {width} x {height} pixels"
@@ -74,8 +74,8 @@ def open_pixels(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
             raise UserError(f"{size}, over {MAX_PIXELS // 10**6} million: export it smaller")
         if min(width, height) < MIN_SIDE:
             raise UserError(f"{size}, under {MIN_SIDE} per side: give the full image")
-        PIXELS.take(width * height)
-        taken.append(width * height)
+        PIXELS.acquire(width * height)
+        acquired.append(width * height)
 
     try:
         try:
@@ -95,8 +95,8 @@ def open_pixels(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
             raise UserError(f"cannot read radiograph {path} ({reason}): {remedy}") from error
         yield pixels
     finally:
-        for n in taken:
-            PIXELS.give_back(n)
+        for n in acquired:
+            PIXELS.release(n)
 
 
 def content_hash(path: str | Path) -> str:
@@ -130,8 +130,8 @@ def _regular_file(path: str | Path) -> Path:
 
 
 def _is_dicom(head: bytes) -> bool:
-    """By the mark after a preamble of 128 bytes with any content. Where that is lost, by the first tag: of
-    the group 2, which says how the file is written, or 8, with which older files begin."""
+    """By "DICM" after a preamble of 128 bytes, or at the start if the preamble is lost. If the mark is lost
+    too, by the group of the first tag: 2, how the file is encoded, or 8, with which older files begin."""
     return head[128:132] == b"DICM" or head[:4] == b"DICM" or head[:2] in (b"\2\0", b"\x08\0")
 
 
@@ -182,8 +182,8 @@ def _within_depth(pixels: np.ndarray) -> tuple[np.ndarray, float]:
 
     Such a file usually holds 12 bits, and 4095 of 65535 would be a black image. So white is the top of the
     smallest usual depth that holds the brightest pixel. A stretch to that pixel's own value would also undo
-    the exposure. A marker that is burned in as the file's white says nothing of the depth: the brightest
-    pixel does not count where it has over 4 times the value that 95% of all pixels but the background have.
+    the exposure. A marker burned in at the file's white says nothing about the depth: a brightest pixel of
+    over 4 times the 95th percentile, background left out, is replaced by that percentile.
     """
     step = max(1, int((pixels.size / 2**20) ** 0.5))
     sample = pixels[::step, ::step]
@@ -270,7 +270,7 @@ def _read_dicom(path: Path, head: bytes, check_size) -> tuple[np.ndarray, float]
 
 
 def _fill_empty(dicom) -> None:
-    """Attributes that are there without a value, and a window of no width, are as if they were not there."""
+    """Treat attributes without a value, and a window without width, as absent."""
     for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0), ("VOILUTFunction", "LINEAR")):
         if name in dicom and dicom.get(name) in (None, ""):
             setattr(dicom, name, default)

@@ -7,11 +7,11 @@ A pickle is a program: its opcodes look up functions by name and call them, whic
 elsewhere runs whatever its author wished. Here it is only read. A small stack machine walks the opcodes.
 Where one would look up a name, the name itself goes on the stack. Where one would call it, a record of the
 call goes there. No class is imported, nothing is called, and a file with a name that no network needs is
-refused. Of the records that remain, those that torch.save makes of tensors are understood. They become views
-of the bytes in the file, after their sizes are checked against the file's.
+refused. Only the records that torch.save makes for tensors are interpreted. They become views of the bytes in
+the file, after their sizes are checked against the file's.
 
-`torch.load(weights_only=True)` with stand-in classes would read the zip only: of a whole network in the older
-format, in which torchxrayvision publishes, it refuses the stored classes. And it allocates whatever size a
+`torch.load(weights_only=True)` with stand-in classes would read only the zip. It refuses the classes stored
+with a whole network in the older format, in which torchxrayvision publishes. And it allocates whatever size a
 tensor claims before it checks.
 """
 

@@ -24,8 +24,8 @@ MAX_HEADER = 2**20  # bytes; a 70B in NF4 and in one file has half of it, a publ
 
 @contextlib.contextmanager
 def open_tensors(path: Path, remedy: str = "fetch it again") -> Iterator[safe_open]:
-    """A safetensors file with its header read. UserError, which ends with the remedy, where there is none or
-    it is damaged, also if reading a tensor inside the `with` shows it."""
+    """A safetensors file with its header read. UserError, which ends with the remedy, if it is missing or
+    damaged, even if only reading a tensor inside the `with` shows it."""
     try:
         if not path.is_file():  # a pipe too: reading it could block for ever
             raise UserError(f"{path} is missing; {remedy}")

@@ -105,7 +105,7 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 
 def printable(text: str) -> str:
-    """The text with what could move a terminal's cursor or cannot be encoded written as \\x1b, \\udcff.
+    """The text, with characters that could move a cursor or cannot be encoded escaped: \\x1b, \\udcff.
     Letters of every script stay, and line breaks, tabs and spaces of every kind."""
     if text.isprintable():
         return text

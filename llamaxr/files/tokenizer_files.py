@@ -93,8 +93,8 @@ def read_sentencepiece(
 
 
 def declared_eos(folder: Path, default: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
-    """The ids that end a text: those in config.json, or in generation_config.json, which lists all ends of a
-    chat model. default: the tokenizer's own, for where neither declares one."""
+    """The ids that end a text: generation_config.json's, which lists all ends of a chat model, or else those
+    of config.json. default: the tokenizer's own, if neither declares any."""
     config: dict = {}
     for name in ("config.json", "generation_config.json"):
         config |= _read_json(folder / name) or {}

@@ -130,15 +130,15 @@ def known_file(
     name: str,
     cache: Path,
     progress: Progress | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. tell: see `download`.
+    """A name of KNOWN -> its file in the cache folder, downloaded unless it is there. warn: see `download`.
     Raises UserError where the download fails, or the file does not have the hash in its name (torchvision's).
     """
     url = KNOWN[name]
     path = cache / "weights" / url.rpartition("/")[2]
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)  # torchvision: the first digits of its SHA-256
-    return download(url, path, progress, sha256=named[1] if named else "", tell=tell)
+    return download(url, path, progress, sha256=named[1] if named else "", warn=warn)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict | None = None) -> None:

@@ -4,8 +4,8 @@ In: for each study, the true and the predicted findings (findings.py's `locate` 
 for each study and class, whether it is right, on the wrong side, missed (omission) or invented
 (hallucination); and over all studies precision, recall and F1, each with its 95% bootstrap interval.
 
-Micro rates pool all decisions. Macro rates are means over the classes that some true report has: the same
-classes for every system, where those that it predicts itself would differ.
+Micro rates pool all decisions. Macro rates are means over the classes that some true report has, so the
+classes are the same for every system, whatever it predicts.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -148,8 +148,8 @@ def sample_tally(
     example = np.hstack([np.nan_to_num(_rates(by_study)), by_study.any(1, keepdims=True)])
     means = sample(example, lambda sums: _ratio(sums[:, :3], sums[:, 3:]), n_resamples)
     means[0, np.isnan(samples[0, :3])] = np.nan  # undefined where the pooled score is
-    heads = (*MEANS, *GROUP_MEANS, *SIDES)
-    return heads, np.hstack([samples[:, :6], means, samples[:, 6:]])
+    names = (*MEANS, *GROUP_MEANS, *SIDES)
+    return names, np.hstack([samples[:, :6], means, samples[:, 6:]])
 
 
 def _means(by_class: np.ndarray, each: np.ndarray) -> np.ndarray:
@@ -159,9 +159,9 @@ def _means(by_class: np.ndarray, each: np.ndarray) -> np.ndarray:
     return np.hstack([micro, np.where(np.isnan(micro), np.nan, macro)])
 
 
-def _named(heads: Sequence[str], lines: list[list[float]]) -> dict:
+def _named(names: Sequence[str], lines: list[list[float]]) -> dict:
     """The first lines (value, low, high) by name: head -> value, intervals: head -> [low, high]."""
-    pairs = dict(zip(heads, lines, strict=False))
+    pairs = dict(zip(names, lines, strict=False))
     return {
         **{head: value for head, (value, _, _) in pairs.items()},
         "intervals": {head: ends for head, (_, *ends) in pairs.items()},

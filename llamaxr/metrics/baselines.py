@@ -1,15 +1,16 @@
 """The floors: reports that take no skill to write, which a system must beat.
 
 One report for all studies, the best that a search finds on training and validation reports; the findings that
-are best asserted for everybody; a random training report for each study; the report of the training study
-with the most similar image; for the model itself, the images of another patient; and, for a system that
-writes outlines, its outlines told without a language model.
+score best when asserted for every study; a random training report for each study; the report of the training
+study with the most similar image; for the model itself, the images of another patient; and, for a system that
+writes outlines, its outlines turned into text without a language model.
 """
 
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from itertools import starmap
 
 import numpy as np
 
@@ -91,14 +92,14 @@ def frequent_findings(train: Sequence[Collection[str]]) -> list[str]:
 def template_reports(
     outlines: Sequence[Mapping[str, frozenset[str]]], train_reports: Sequence[str], constant: str
 ) -> list[str]:
-    """Each outline (finding -> sides) told in training sentences: what a language model adds to an outline is
-    what it has beyond these.
+    """Each outline (finding -> sides) written in training sentences. Only what a system's reports have beyond
+    these is the language model's own contribution.
 
-    A finding is told by the most frequent training sentence that asserts it alone, on its sides; if there is
-    none, by one made of its name. The rest is the constant report, without the sentences that reports with
+    A finding becomes the most frequent training sentence that asserts it alone, on its sides; if there is
+    none, one made of its name. The rest is the constant report, without the sentences that reports with
     one of the findings have less than half as often as all reports.
     """
-    told, n_with = {}, Counter()  # (finding, sides) -> its sentences; finding -> reports
+    sentences_for, n_with = {}, Counter()  # (finding, sides) -> its sentences; finding -> reports
     kept = {sentence: Counter() for sentence in _sentences(constant)}  # finding -> reports that have it too
     everywhere = Counter()
     for report in train_reports:
@@ -109,10 +110,10 @@ def template_reports(
             kept[sentence].update(found)
         for sentence in sentences:
             if len(asserted := locate(sentence)) == 1:
-                told.setdefault(*asserted.items(), Counter())[sentence] += 1
+                sentences_for.setdefault(*asserted.items(), Counter())[sentence] += 1
 
-    def tell(finding: str, sides: frozenset[str]) -> str:
-        if sentences := told.get((finding, sides)):
+    def write_sentence(finding: str, sides: frozenset[str]) -> str:
+        if sentences := sentences_for.get((finding, sides)):
             return sentences.most_common(1)[0][0]
         side = ["bilateral"] if len(sides) == 2 else sides
         return " ".join(["There is", *side, finding]) + "."
@@ -122,7 +123,7 @@ def template_reports(
         return all(kept[sentence][f] >= share / 2 * n_with[f] for f in outline)
 
     return [
-        " ".join([*(tell(*pair) for pair in outline.items()), *(s for s in kept if fits(s, outline))])
+        " ".join([*starmap(write_sentence, outline.items()), *(s for s in kept if fits(s, outline))])
         for outline in outlines
     ]
 

@@ -50,8 +50,8 @@ def sample(
 def interval(samples: np.ndarray) -> np.ndarray:
     """`sample`'s rows -> (m, 3), each row value, low, high; NaN where the value is undefined.
 
-    A resample in which it is undefined counts 0, so what few studies decide has a wide interval. A difference
-    of two scores is undefined with either: 0 then tells for neither.
+    A resample in which the score is undefined counts as 0, so a score that few studies decide has a wide
+    interval. A difference of two scores is undefined if either is: its 0 then favours neither.
     """
     value, drawn = samples[0], samples[1:] if len(samples) > 1 else samples
     low, high = np.quantile(np.nan_to_num(drawn), [0.025, 0.975], axis=0)  # each (m,)

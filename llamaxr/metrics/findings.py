@@ -137,7 +137,7 @@ DENIALS = (
     "interval removal", "resolved", "unlikely", "less likely", "rather than", "instead of", "as opposed to",
     "exclude", r"favor\w*(?: \w+){0,4} over", "more likely than",
     r"(?:more|better) (?:likely|\w+(?: \w+)? (?:with|of|by))(?: \w+){1,4} than")
-# What was, and what is asked, is not told of this image. It is doubted, as far as a denial holds.
+# Histories and questions say nothing about this image. What they cover, as far as a denial would, is doubted.
 HISTORY = (
     "history of", "(?:history|indication)(?=:)", "hx", "h/o", "reason for", "rule[ -]out", "r/o", "evaluate",
     "eval", "evaluation for", "for evaluation of", "(?:assess|assessment|check|look) for",
@@ -211,8 +211,8 @@ BREAKS = (
     "neither|absent|negative)|yes|present|possible|cannot|small|mild|moderate|large|severe|trace|tiny|left|right|"
     r"bilateral|stable|unchanged|old|chronic)\b)")
 # Where a denial or a doubt ends before that: at words that finish a thought, and where a list goes on to what
-# is there ("no pneumothorax, mild scoliosis"), unless it goes on to its "or": "no pneumothorax, large effusion,
-# or edema" denies all three. Words of PRESENT tell so, those of ALSO do after a comma or "with".
+# is there ("no pneumothorax, mild scoliosis"), unless an "or" follows: "no pneumothorax, large effusion, or
+# edema" denies all three. PRESENT shows this after a comma, "and" or "with", ALSO after a comma or "with".
 PRESENT = (
     r"(?:mild|moderate|severe|mark)\w*|slight|subtle|minimal|extensive|massive|patchy|hazy|borderline|stable|"
     r"unchanged|persistent|chronic|old|remote|residual|again|known|"
@@ -381,8 +381,8 @@ def _states(clause: str, spans: list[tuple[int, int]]) -> list[str]:
 
 
 def _reaches(between: str, words: str) -> bool:
-    """Whether the words of denial or doubt are said of a finding before them. "Is" and a comma part them: "left
-    effusion, a nodule is not seen"; "are" does not, nor does an "or": "effusion, or a nodule, is not seen"."""
+    """Whether words of denial or doubt apply to a finding before them. With "is", a comma or "and" separates
+    them: "effusion, a mass is not seen". With "are", "or" joins them: "effusion, or a mass, are not seen"."""
     heading = between.rstrip().endswith(":")  # "effusion, edema: none"
     between = _ASIDE.sub("", between).rstrip(" ,:-(")
     if words.startswith(("and ", "but ", "which ")):  # "was seen before but is not seen today"

@@ -25,7 +25,7 @@ OF_ALL = ("frequent", "template", "outline")  # rows for all studies alone: two 
 SYSTEMS = ("system", "against", "swapped", "nearest", "constant", *OF_ALL)
 MARKS = {BETTER: " ", CANNOT_TELL: "?"}  # and "!" for worse
 COLOURS = {"?": "33", "!": "31"}
-LEGEND = "The system is better than a score beside it; with ?: cannot be told; with !: worse (95%, paired)."
+LEGEND = "The system beside each score: better if unmarked; ? cannot be told; ! worse (95%, paired)."
 
 
 def screen(results: Mapping, colour: bool = False) -> str:
@@ -64,12 +64,12 @@ def _title(settings: Mapping, groups: Mapping) -> str:
     return f"{leaked}{what}{where}{against}: {'; '.join(notes)}"
 
 
-def _words(sentences: Sequence[str], room: int) -> list[str]:
+def _words(sentences: Sequence[str], max_lines: int) -> list[str]:
     """As many sentences as there is room for, as lines; the last line says if there are more."""
     lines: list[str] = []
     for i, sentence in enumerate(sentences):
         more = wrap(sentence, WIDTH, initial_indent="- ", subsequent_indent="  ")
-        if len(lines) + len(more) + (i < len(sentences) - 1) > room:
+        if len(lines) + len(more) + (i < len(sentences) - 1) > max_lines:
             return [*lines, f"- ... and {len(sentences) - i} more: --full"]
         lines += more
     return lines

@@ -16,8 +16,8 @@ i with the images of study j, what it wrote for study j. So this test generates 
 such system. It is done in several seeded orders; the table has the mean over them, the lowest and the
 highest, and its differences are those of the first.
 
-Findings come from findings.py or from another labeller. A system with a report that this has no labels for
-gets no scores of findings. `extra` are anyone's scores of a study.
+Findings come from findings.py or from another labeller. A system gets no findings scores if the labeller has
+no labels for one of its reports. `extra` holds scores computed elsewhere.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -41,7 +41,7 @@ def told(difference: Sequence[float | None] | None) -> str:
 
 def in_words(groups: Mapping) -> list[str]:
     """What follows from the group of all studies, in sentences, the ones that matter most first: a verdict on
-    each floor, the critical findings, the sides, and the comparisons with studies that nobody gave."""
+    each floor, the critical findings, the sides, and invented comparisons with prior studies."""
     part = groups["all"]
     gaps, system = part["differences"], part["writers"]["system"]
     lines = [_images(gaps["swapped"].get("findings"), system)] if "swapped" in gaps else []
@@ -75,8 +75,8 @@ def _images(findings: Mapping | None, system: Mapping) -> str:
 
 
 def _beside(name: str, gaps: Mapping) -> list[str]:
-    """The verdicts that matter beside a system: on findings and, where there is more to say, on overlap. What
-    a constant report wins is overlap, so that is counted over all its scores."""
+    """The verdicts that matter for one floor: on findings and, where there is more to say, on overlap. A
+    constant report is strong in overlap alone, so its verdicts are counted over all overlap scores."""
     rouge = f"ROUGE-L {told(gaps['llama_xr']['rouge_l'])}"
     if name != "constant":
         findings = gaps.get("findings", {})

@@ -94,7 +94,7 @@ def _assemble(nltk, cache: Path, debian: Path) -> str:
         (folder / "lexnames").write_text("".join(lines))
         if _open(_allow(nltk, folder)) is None:
             raise ValueError(f"{debian} has no WordNet {VERSION}")
-        shutil.rmtree(final, ignore_errors=True)  # damaged, otherwise `find` had opened it
+        shutil.rmtree(final, ignore_errors=True)  # it is damaged: otherwise `find` would have opened it
         with contextlib.suppress(OSError):  # another process was first
             os.replace(folder, final)
     finally:

@@ -137,9 +137,9 @@ def render(data: object) -> str:
 def marked_pieces(report: str, outcome_of: Mapping[str, str], absent: str) -> list:
     """The report cut where mentions of findings begin and end: [text, [[finding, outcome, state], ...]] each.
 
-    Marked are the findings that the report asserts. Those with the outcome `absent`, which the other text
-    alone asserts, are marked where this one denies or doubts them: MISSED in a generated report, INVENTED in
-    a reference.
+    The findings that the report asserts are marked. Those with the outcome `absent`, which only the other
+    text asserts, are marked where this one denies or doubts them: MISSED in a generated report, INVENTED in a
+    reference.
     """
     marks = [
         m for m in mentions(report)
@@ -149,7 +149,7 @@ def marked_pieces(report: str, outcome_of: Mapping[str, str], absent: str) -> li
     begin: dict[int, list[int]] = {}  # edge -> the marks that begin there
     for i, mark in enumerate(marks):
         begin.setdefault(mark.start, []).append(i)
-    pieces, covering = [], []  # one pass: a long report costs what it is long
+    pieces, covering = [], []  # one pass: the time is linear in the report's length
     for a, b in pairwise(edges):
         covering = sorted([i for i in covering if marks[i].end > a] + begin.get(a, []))
         own = [[marks[i].finding, outcome_of[marks[i].finding], marks[i].state] for i in covering]

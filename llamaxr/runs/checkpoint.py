@@ -11,10 +11,9 @@
         state.json                    step, validation loss
 
 A checkpoint appears by a rename and disappears by one, so a crash at any moment leaves whole ones and
-folders that end in .tmp, which nobody reads. A run keeps the last, to resume and to use, whatever its
-validation loss: that is lowest long before reports tell what is in their outlines (docs/choices.md). A reader
-beside a training (generate.py, eval.py) looks again where a folder has gone. The base's weights are never
-saved.
+folders that end in .tmp, which nobody reads. A run keeps the last, to resume from and to use, whatever its
+validation loss, which is lowest long before reports state what their outlines say (docs/choices.md). While a
+run is training, generate.py and eval.py look again if a folder has gone. The base's weights are never saved.
 """
 
 import contextlib
@@ -72,7 +71,7 @@ def save(
     val_loss: for the reader of state.json; None if training was interrupted. known: what unlike.fit says of
     the training images. UserError if the disk is full, or the run folder is gone.
     """
-    if not run.is_dir():  # or it would come back in pieces
+    if not run.is_dir():
         raise UserError(f"the run folder {run} was deleted during training; start it again")
     final = run / f"step-{step:06d}"
     folder = final.with_name(final.name + ".tmp")

@@ -64,9 +64,8 @@ def catch_signals() -> list[int]:
 
 
 def open_log(run: Path, config: dict, last_step: int) -> TextIO:
-    """metrics.jsonl of a run, to append to. Writes its config.json anew, which now has the number of steps;
-    drops what a resumed run logged after `last_step`, and a new one all. Other processes than the main one
-    log nothing."""
+    """Open a run's metrics.jsonl to append to. Rewrites config.json, now with the number of steps. Of older
+    logs, a resumed run keeps the steps up to `last_step`, a new run nothing. Only the main process logs."""
     if not distributed.is_main_process():
         return open(os.devnull, "w")
     checkpoint.write_json(run / "config.json", config)

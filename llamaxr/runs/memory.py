@@ -95,8 +95,8 @@ def training_needs(
 def block_bytes(
     config: LlamaConfig, positions: int, places: int, time: int, dtype: torch.dtype, plain: bool, cuda: bool
 ) -> int:
-    """Bytes that one block keeps for the backward pass, of this many positions; attention, in rows of `time`
-    positions, has `places`. The fast form's linears see what the rows share once; its attention does not.
+    """Bytes that one block keeps for the backward pass. positions: how many its linears and norms see;
+    places: how many attention sees, in rows of `time`. The fast form's shared prefix is there once per row.
 
     The inputs and outputs of both norms (4 dim), o_proj's input (q), and gate, up and silu(gate) * up (3 ffn)
     per position. In the plain form also silu(gate), and the norms' inputs in fp32. Per place q, k, v as

@@ -59,7 +59,7 @@ def parse(
     prog: str | None = None,
 ):
     """Read the command line; returns (an instance of `options`, the namespace of the extra arguments). The
-    namespace also has `given`: the names of the options that the command line gives, be it their default.
+    namespace also has `given`: the names of the options on the command line, even those given their default.
 
     extra: name or flag -> keyword arguments of argparse, for arguments that are no field. defaults: values of
     the fields that have no default of their own. prog: the program's name in the help, if not the script's.

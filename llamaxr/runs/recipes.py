@@ -162,12 +162,12 @@ class TrainOptions:
     )  # fmt: skip
     finding_weight: float = option(
         BY_RECIPE,
-        "weight in the loss of the sentences that tell a finding; with 1 all sentences weigh the same",
+        "loss weight of the sentences that assert a finding; with 1 all sentences weigh the same",
         at_least=1, at_most=100,
     )  # fmt: skip
     repeat_rare: float = option(
         BY_RECIPE,
-        "draw studies with a finding that fewer than this share of the training studies have more often "
+        "oversample studies with a finding that fewer than this share of the training studies have "
         "(repeat factor sampling); 0 draws each once per epoch",
         at_least=0, at_most=1,
     )  # fmt: skip

@@ -46,8 +46,8 @@ def generate_reports(
 ) -> list[tuple[str, str]]:
     """The (outline, report) that greedy decoding gives for each (features, study), in order.
 
-    folder: where generated.jsonl is, or will be. made_of: all that decides a report, the weights included,
-    but max_tokens and the features. Rows that are there already are used if they were made of the same.
+    folder: of generated.jsonl. made_of: everything that determines a report, weights included, except
+    max_tokens and the features. Existing rows are reused if all of these are the same.
     """
     path, settings = folder / "generated.jsonl", {**made_of, "max_tokens": max_tokens}
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _read_finished(path: Path, settings: dict, hashes: dict[str, str]) -> dict[s
 
 
 def _set_aside(path: Path, settings: dict) -> None:
-    """Reports of other settings may have taken hours: keep them, and take back those of these settings."""
+    """Rename reports of other settings, which may have taken hours, and restore those of these settings."""
     named = lambda first: path.with_name(f"{path.stem}-{hashlib.sha256(first).hexdigest()[:8]}.jsonl")
     own = json.dumps(settings).encode()
     with contextlib.suppress(UserError, IndexError):  # no file, or an empty one

@@ -289,9 +289,9 @@ def a_prompt(tokenizer: Tokenizer, bridge: str, n_tokens: int, views: list[int],
 
 
 def longest_reports(options: TrainOptions, studies: list[Study], tokenizer: Tokenizer, n: int) -> list[int]:
-    """How many tokens the n longest training reports have, as they are trained on. A batch of n is hardly
-    ever larger: one of them would have to be in it twice (--repeat-rare, or the end of an epoch). They are
-    looked for among the 4 n, and at least 256, of the most characters."""
+    """The lengths in tokens of the n longest training reports, as trained on. A batch of n is hardly ever
+    larger: it would have to contain one of them twice (--repeat-rare, or the end of an epoch). Only the 4 n
+    reports, and at least 256, with the most characters are tokenised."""
     texts = [study.report for study in studies if study.split == "train"][: options.limit or None]
     texts = sorted(texts, key=len)[-max(256, 4 * n) :]
     if options.outline:
@@ -356,7 +356,7 @@ def open_run(
     the checkpoint that was loaded, the last. Joins the other processes if there are any. UserError if the run
     is missing, incomplete or damaged."""
     options = read_options(run)
-    checkpoint.last(run)  # none is refused now, and not after minutes
+    checkpoint.last(run)  # refuse a run without a checkpoint now, not minutes later
     try:
         check_networks(options)
     except UserError as error:
@@ -371,7 +371,7 @@ def open_run(
 
 
 def prepare_for_training(model: LlamaXR, options: TrainOptions, recompute: bool) -> None:
-    """Attach the forms of fast/ to train with that the options ask for. --deterministic: make torch so."""
+    """Attach the training forms of fast/ that the options ask for; call make_deterministic if they say so."""
     if options.deterministic:
         make_deterministic()
     if not options.plain:
@@ -419,8 +419,8 @@ def newest_run() -> Path | None:
 
 
 def newest_unfinished_run() -> Path | None:
-    """The run under runs/ to go on with: of those that have a checkpoint, or else of the others, the one that
-    was written to last. None if there is none, or all are finished."""
+    """The most recently written unfinished run under runs/; any run with a checkpoint comes before those
+    without. None if there is none."""
     unfinished = [run for run in _runs() if not (run / "loss.png").is_file()]
     return max(unfinished, key=lambda run: (checkpoint.has_checkpoint(run), _last_written(run)), default=None)
 

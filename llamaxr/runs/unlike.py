@@ -4,11 +4,11 @@
 image, the directions in which the images differ, and how much. How far another image is from them is a
 Mahalanobis distance whose covariance has low rank: along a direction in units of the spread along it, off all
 directions in units of the spread that is left (Tipping and Bishop 1999). The limit is the distance that a new
-image of the same kind stays below with a probability of 99.5% (Vovk et al. 2005). It is taken from images
-that the description has not seen: those of validation and half of those of training, since of 200 alone it
-would be the largest. A distance is given in limits: above 1, the image is unlike the training images.
+image of the same kind stays below with a probability of 99.5% (Vovk et al. 2005). It comes from images that
+the description has not seen: the validation images and half of the training images, since of only 200 images
+it would be the largest distance. Distances are in units of the limit: above 1, an image is unlike them.
 
-The description is kept in each checkpoint, beside the projector. A report is written all the same.
+The description is kept in each checkpoint, beside the projector. The report is written in any case.
 """
 
 import math

@@ -5,7 +5,7 @@
 - Three networks trained on ImageNet, with the same interface, to measure what training on radiographs is
   worth: torchvision's DenseNet-121, ConvNeXt (Liu et al. 2022) and ViT (Dosovitskiy et al. 2021).
 
-The names and shapes of the weights tell which network they belong to. A DenseNet of another size than 121
+The names and shapes of the weights warn which network they belong to. A DenseNet of another size than 121
 states it in its safetensors metadata, as JSON under the key "densenet".
 """
 
@@ -31,20 +31,20 @@ def load_vision(
     device: str | torch.device = "cpu",
     cache: Path | None = None,
     progress: Progress | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> "Vision | ImageNetVision":
     """A frozen network in evaluation mode, fp32.
 
     name: "tiny" (embedded), a name in vision_weights.KNOWN (downloaded), or a weight file, safetensors or by
     torch.save. cache: folder for downloads and converted pickles; without it nothing is stored, and a name
-    that needs a download is refused. progress, tell: see `download`.
+    that needs a download is refused. progress, warn: see `download`.
     Raises UserError where the file is missing, unreadable, hostile, or does not fit its architecture.
     """
     path = TINY_WEIGHTS if name == "tiny" else Path(name)
     if name in KNOWN:
         if cache is None:
             raise UserError(f"{name} must be downloaded from {KNOWN[name]}; give the downloaded file instead")
-        path = known_file(name, cache, progress, tell)
+        path = known_file(name, cache, progress, warn)
     stored = read_weights(path, cache)
     tensors = dict(stored.tensors)
     try:

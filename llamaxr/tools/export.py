@@ -42,8 +42,8 @@ COMPARED_TEXT = prompt_text("frontal view: lateral view:") + REPORT
 
 
 def export_adapter(model: LlamaXR, options: TrainOptions, base: Path, out: Path) -> None:
-    """Write the adapter for peft.PeftModel.from_pretrained(base, out). base: the folder of the weights, which
-    the adapter names only where the base is embedded here; a hub id is found on other machines too."""
+    """Write the adapter for peft.PeftModel.from_pretrained(base, out). base: the folder of the weights. The
+    adapter names it only for the embedded base, and else --base: a hub id works on any machine."""
     checkpoint.write_tensors(out / "adapter_model.safetensors", checkpoint.adapter_tensors(model))
     name = str(base) if options.base == "tiny" else options.base
     config = checkpoint.peft_config({**to_json(options), "base": name})
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     if out.exists():
         raise UserError(f"{out} exists already; name another folder")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)  # before minutes of loading: a place that cannot be written is told now
+    temporary.mkdir(parents=True)  # before minutes of loading: an unwritable place is reported now
     try:
         options, _, model, _ = open_run(arguments.run, "cpu", plain=True)
         base, projector = base_folder(options), model.projector.state_dict()

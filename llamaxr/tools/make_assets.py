@@ -3,9 +3,9 @@
     python -m llamaxr.tools.make_assets vision    DenseNet, trained on drawn radiographs of known findings
     python -m llamaxr.tools.make_assets base      tokenizer and LLaMA, trained on generated reports, text
                                                   only: minutes on a GPU, hours on two cores
-    python -m llamaxr.tools.make_assets vectors   the base goes on: it reads several words from one vector
+    python -m llamaxr.tools.make_assets vectors   train the base to read several words from one vector, too
     python -m llamaxr.tools.make_assets demo      projector and LoRA, by train.py's own sample run
-    python -m llamaxr.tools.make_assets check     print how well base and demo tell sides and zones
+    python -m llamaxr.tools.make_assets check     print how often base and demo get sides and zones right
 
 Run them in this order; `base` needs `tokenizers` (in tests/requirements.txt). All data comes from
 data/phantom.py with seeds that the sample never uses, so `vision` and `base` never see a sample study.
@@ -140,9 +140,9 @@ def make_base() -> None:
 
 
 def make_base_read_vectors() -> None:
-    """Go on with the base: teach it to read a finding and its place from one vector, as a soft token holds
-    them. In a list each word has a vector of its own. A model of four layers that knows nothing else tells
-    the side of another finding in one of ten reports, long after it sees all findings (docs/log.md)."""
+    """Train the base further, to read a finding and its place from one vector, as a soft token holds them. In
+    a list each word has its own vector. A four-layer model that knows only lists writes another finding's
+    side in one of ten reports, long after it finds all findings (docs/log.md)."""
     torch.manual_seed(TEXT_SEED)
     model, _ = load_llama(TINY_BASE)
     train_base(model.float().requires_grad_(), ["vectors"] * 400, batch=32, lr=1e-3)
@@ -196,7 +196,7 @@ def texts_of_step(step: int, lesson: str, batch: int) -> tuple[np.ndarray, np.nd
         number = (10_000 if lesson != "vectors" else 10_000_000) + step * batch + i
         listed, answer = list_and_answer(number, lesson)
         prompt = [0, *tokenizer.encode(prompt_text(listed))[start:]]
-        if lesson == "vectors" and i >= batch // 4:  # the rest keeps what the base knows of lists
+        if lesson == "vectors" and i >= batch // 4:  # a quarter stays as lists, so they are not forgotten
             rng = np.random.default_rng((TEXT_SEED, number, 1))
             vectors = bags_of_list(listed, tokenizer, n_words, rng)
             bags += vectors
@@ -240,8 +240,8 @@ def bags_of_list(
 def list_and_answer(i: int, lesson: str = "reports") -> tuple[str, str]:
     """Text i of the base's training data: a terse list of findings, and what is to be written of it.
 
-    lesson "outlines": the outline of a long list in random order. Another: of any list, in every order; in
-    half of the texts the report after its outline, else one of them alone.
+    lesson "outlines": a long list in random order and its outline. Otherwise: any list, in random order in
+    half of the texts; the answer is in half of them the report after its outline, else one of the two alone.
     """
     rng = np.random.default_rng((TEXT_SEED, i))
     n_draws = 6 if lesson == "outlines" or rng.random() < 0.5 else 1  # of several draws: a long list

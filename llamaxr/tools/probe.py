@@ -231,8 +231,8 @@ def token_losses(
 
 
 def labelled_columns(vision) -> dict[str, list[int]]:
-    """Finding -> the columns of its pathologies among the network's scores. Left out are pathologies that the
-    network never had labels for: their score is always 0.5."""
+    """Finding -> the columns of its pathologies among the network's scores. Pathologies for which the network
+    had no labels are left out: their score is always 0.5."""
     if not vision.has_scores:
         return {}
     points = torch.zeros(len(PATHOLOGIES)) if vision.op_threshs is None else vision.op_threshs.cpu()
@@ -283,19 +283,19 @@ def probe_findings(
     generated: dict[str, str] | None,
     outlines: dict[str, str] | None,
 ) -> dict:
-    """The findings F1, micro and macro, of three ways to tell what the true reports assert: a linear layer on
-    the features, fitted on train; the outlines; the reports. behind: how much micro F1 is below that of the
-    way before, paired by study. None where nothing is asserted.
+    """The findings F1, micro and macro, of three predictions of what the true reports assert: by a linear
+    layer on the features, fitted on train; by the outlines; by the reports. behind: how far micro F1 is below
+    that of the previous one, paired by study. None where nothing is asserted.
 
-    The linear layer sees the mean of each view's places, so the features may hold more. It tells a finding
+    The linear layer sees the mean of each view's places, so the features may hold more. It predicts a finding
     whose score reaches one threshold, the one with the best F1 on train with each study left out.
     """
     x, queries = (np.stack([pooled_features(f) for f, _ in p]).astype(float) for p in (train, evaluated))
     asserted = [find(study.report) for _, study in train]
     present = np.array([[name in findings for name in FINDINGS] for findings in asserted], float)
     scores, left_out = probes.linear_probe(x, present, queries)
-    told = scores >= probes.best_threshold(left_out, present)
-    rows = {LINEAR: [{name for name, is_told in zip(FINDINGS, row, strict=True) if is_told} for row in told]}
+    predicted = scores >= probes.best_threshold(left_out, present)
+    rows = {LINEAR: [{name for name, yes in zip(FINDINGS, row, strict=True) if yes} for row in predicted]}
     if outlines is not None:
         rows["outlines"] = [read_outline(outlines[study.id]) for _, study in evaluated]
     if generated is not None:

@@ -7,9 +7,9 @@
 This is for when no published weights are available, or none fit; `train.py --vision FILE` takes its output.
 With --start training goes on from other weights, which takes fewer studies than random ones.
 
-Besides the scores, the grid learns which finding is on which side: a linear layer reads that off the grid
-during training and is discarded afterwards. The soft tokens are made from the grid, and the scores never ask
-where a finding is. A pathology that no finding stands for is left out of the loss and marked as never
+Training also teaches the grid which finding is on which side: a linear layer reads the side off the grid and
+is discarded afterwards. The soft tokens are made from the grid, and the scores alone would not teach it where
+a finding is. A pathology that too few studies have, or lack, is left out of the loss and marked as never
 labelled, as torchxrayvision does, so its score is always 0.5.
 """
 
@@ -202,7 +202,7 @@ def starting_network(options: VisionTrainOptions, progress: Progress | None = No
     radiographs."""
     if options.start is None:
         return Vision(ARCHITECTURES[options.architecture])
-    vision = load_vision(options.start, cache=options.cache or CACHE, progress=progress, tell=tqdm.write)
+    vision = load_vision(options.start, cache=options.cache or CACHE, progress=progress, warn=tqdm.write)
     if not vision.has_scores:
         raise UserError(f"--start {options.start} has no scores; name a DenseNet trained on radiographs")
     vision.op_threshs = None

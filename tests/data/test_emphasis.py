@@ -43,7 +43,7 @@ def test_there_is_a_weight_for_each_target(base, attach, max_tokens, append_eos)
         texts = [text for text in texts if text or append_eos]  # without either there is nothing to learn
         batch = model.collate([study(i) for i in range(len(texts))], texts, max_tokens, append_eos)
         weights = batch_weights(model.tokenizer, texts, 2.0, max_tokens, append_eos)
-        assert weights.shape == batch.answers.shape and {*weights.tolist()} <= {1.0, 2.0}
+        assert weights.shape == batch.target_positions.shape and {*weights.tolist()} <= {1.0, 2.0}
 
 
 def test_the_weights_of_a_batch_are_those_of_its_texts_in_order_each_with_its_end(base):

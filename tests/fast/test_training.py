@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_the_plain_models(base, bridge, recompute, weight
             fast.recompute_blocks(model.llama)
         batch = model.collate(studies, reports)
         if weighted:
-            batch = replace(batch, weights=1.0 + torch.arange(len(batch.answers)) % 3)
+            batch = replace(batch, weights=1.0 + torch.arange(len(batch.target_positions)) % 3)
         loss = model.loss(batch)
         losses.append(loss)
         grads.append(torch.autograd.grad(loss, trainable(model)))
@@ -155,13 +155,13 @@ def test_attention_row_by_row_is_the_fused_kernels_its_gradients_too(
 def test_answers_alone_are_what_they_are_among_all_places():
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64)
-    model, packing, answers = Llama(config), Packing.of([6, 4], 3), torch.tensor([1, 4, 6])
+    model, packing, target_positions = Llama(config), Packing.of([6, 4], 3), torch.tensor([1, 4, 6])
     for module in model.modules():
         module.__class__ = FASTER.get(type(module), type(module))
     x = model.embed(torch.randint(0, 50, (1, 7))).detach().requires_grad_()
     every, some = (
-        model.packed_hidden(x, packing, torch.arange(7))[answers],
-        model.packed_hidden(x, packing, answers),
+        model.packed_hidden(x, packing, torch.arange(7))[target_positions],
+        model.packed_hidden(x, packing, target_positions),
     )
     assert torch.allclose(some, every, atol=1e-5)
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), x) for y in (every, some)), strict=True):

@@ -266,11 +266,11 @@ def test_https_never_leads_to_http_on_this_machine():
 
 def test_the_first_downloads_hash_is_kept_and_told_and_a_change_refused(server, tmp_path):
     told, digest = [], hashlib.sha256(BODY).hexdigest()
-    path = download(server.url, tmp_path / "f", tell=told.append)
+    path = download(server.url, tmp_path / "f", warn=told.append)
     assert len(told) == 1 and digest in told[0]
     assert (tmp_path / "f.sha256").read_text() == f"{digest}  f\n"  # in sha256sum's form
     path.unlink()
-    assert download(server.url, path, tell=told.append).read_bytes() == BODY and len(told) == 1
+    assert download(server.url, path, warn=told.append).read_bytes() == BODY and len(told) == 1
     path.unlink()
     server.behave = lambda handler, start: serve(handler, start, body=BODY[:-1] + b"x")
     with pytest.raises(UserError, match="not the file that is expected.*f.sha256"):

@@ -498,13 +498,13 @@ def test_what_is_decoded_together_is_bounded_in_pixels(tmp_path, monkeypatch):
         return real(*arguments, **named)
 
     monkeypatch.setattr(Image.Image, "convert", luma)
-    monkeypatch.setattr(images, "PIXELS", images._Room(450_000))
+    monkeypatch.setattr(images, "PIXELS", images._PixelBudget(450_000))
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         expected, *others = pool.map(load_radiograph, [path] * 12)
     assert max(most) == 2 and all(torch.equal(other, expected) for other in others)
     with pytest.raises(UserError), images.open_pixels(tmp_path / "none.png"):
         pass
-    assert images.PIXELS.taken == 0
+    assert images.PIXELS.in_use == 0
 
 
 # Damage

@@ -79,7 +79,7 @@ def test_safetensors_are_hashed_as_they_are(tmp_path):
 def test_a_known_name_is_downloaded_from_its_published_address_into_the_cache(tmp_path, monkeypatch):
     requests = []
 
-    def download(url, target, progress, sha256, tell):
+    def download(url, target, progress, sha256, warn):
         requests.append((url, target, progress))
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(WEIGHTS, target)
