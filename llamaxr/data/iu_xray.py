@@ -6,7 +6,7 @@ Open-i's FINDINGS section. These are exactly the studies with findings and at le
 splits, without any text, are in r2gen_split.json; R2Gen's form has its own list.
 
 Views: R2Gen's order, Kaggle's projection column, Open-i's order. Impressions and index terms are in Open-i's
-reports (also where those are beside R2Gen's files) and in Kaggle's table only.
+reports (even if those are beside R2Gen's files) and in Kaggle's table only.
 """
 
 import hashlib

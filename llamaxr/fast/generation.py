@@ -12,7 +12,7 @@ weights, and on a CPU every call costs more than its arithmetic. Therefore
   rotates are adjacent: to rotate them is to multiply by a complex number;
 - the prefix that prompts share is read once, and its keys and values are copied (`prefix_cache`).
 
-Worth: 2.9 times the tokens per second of transformers + PEFT + bitsandbytes for one report on a CPU
+Measured: 2.9 times the tokens per second of transformers + PEFT + bitsandbytes for one report on a CPU
 (`python benchmarks/decode_peer.py BASE annotation.json --work one`). Nothing here can be trained.
 """
 

@@ -11,7 +11,7 @@ and recomputes what is cheap.
     lora            x, x A^T                   the same, but writes W x + B A x out anew
     cross_entropy   the hidden's gradient      logits in fp32, their softmax
 
-Worth: they save memory, not time. With packing, a training step of SmolLM2-135M takes half of the plain
+Measured: they save memory, not time. With packing, a training step of SmolLM2-135M takes half of the plain
 form's memory (`python benchmarks/train_peer.py BASE annotation.json --plain`). training.py attaches them.
 Without gradients, rms_norm, rotate and swiglu take the plain form; under torch.compile, which decides by
 itself what to keep, all but the loss do.

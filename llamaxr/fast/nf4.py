@@ -2,7 +2,7 @@
 
 Quantising. bitsandbytes' CPU quantiser searches 15 boundaries per number. Here the upper 16 bits of a number
 look up the only two codes that it can get, and one comparison decides. The codes and statistics are
-bitsandbytes' own, bit for bit. Worth: loading takes 0.44 to 0.73 of transformers' time, by machine
+bitsandbytes' own, bit for bit. Measured: loading takes 0.44 to 0.73 of transformers' time, by machine
 (`python benchmarks/load_peer.py BASE`).
 
 Forward and backward. W is written out a few rows at a time, into memory that is still in the processor's

@@ -4,7 +4,7 @@ The studies' rows are laid end to end behind their common prefix (the instructio
 each position once and no filler; attention alone must know which positions belong together. In the last block
 only positions with a target go through the feed-forward, and the loss is the chunked one of gradients.py.
 
-Worth: 1.6 times the plain form's studies per second on a CPU,
+Measured: 1.6 times the plain form's studies per second on a CPU,
 SmolLM2-135M on IU X-ray (`python benchmarks/train_peer.py BASE annotation.json --plain`).
 """
 

@@ -52,7 +52,7 @@ def init(device: torch.device) -> torch.device:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    # gloo for tensors on the CPU (signals, counts), also on a CUDA machine: they need not wait for a kernel
+    # gloo for tensors on the CPU (signals, counts), even on a CUDA machine: they need not wait for a kernel
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
     if not is_main_process():

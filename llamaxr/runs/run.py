@@ -308,7 +308,7 @@ def free_memory(device: torch.device) -> int:
 
 def compute_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
     """What the language model computes in. auto: bf16 on a GPU that has it (NVIDIA's from capability 8.0 on,
-    of 2020); else fp32, also on a CPU, where bf16 is emulated and slow unless it has AVX512-BF16 or AMX.
+    of 2020); else fp32, as on a CPU, where bf16 is emulated and slow unless it has AVX512-BF16 or AMX.
     UserError for --dtype bf16 on a GPU that would emulate it."""
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if options.dtype == "auto":
