@@ -108,14 +108,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare_run(options: EvalOptions) -> tuple:
     """Generate the reports of a split with the model of a run. Returns its ids, the Evaluation, the reports
-    of val and of the nearest training images, the settings, the folder for results, views_of for the page."""
+    of val and of the nearest training images, the settings, the results' folder, views_of(i) for the page."""
     run = options.run or runs.default_run()
     trained = runs.read_options(run)
     checkpoint.last(run)  # refuse a run without a checkpoint now, not minutes later
     distributed.init(runs.pick_device(options.device))
     with distributed.main_process_first():
         studies = runs.load_studies(replace(trained, root=options.root or trained.root), distributed.warn)
-    references_of([(None, study) for study in studies], trained, options)
+    references_of([(None, study) for study in studies], trained, options)  # refuse now what does not fit
     trained, vision, model, step = runs.open_run(run, options.device, options.plain)
     device = model.projector.place.device
     if warning := recipes.vision_warning(trained):
@@ -138,7 +138,7 @@ def prepare_run(options: EvalOptions) -> tuple:
         sys.exit()  # only the main process scores the reports
     outlines = [read_outline(outline) for outline, _ in generated] if trained.outline else None
     evaluation = replace(evaluation, predictions=[report for _, report in generated], outlines=outlines)
-    pooled = [np.stack([features.pooled_features(f) for f, _ in part]) for part in (train, chosen)]
+    pooled = [np.stack([features.pooled_features(f, 2, np.nan) for f, _ in part]) for part in (train, chosen)]
     nearest = nearest_reports(pooled[0], evaluation.train_reports, pooled[1])
     views_of = lambda i: report_page.views(vision, chosen[i][1], chosen[i][0])
     return ids, evaluation, [study.report for _, study in val], nearest, settings, out, views_of
@@ -148,9 +148,9 @@ def references_of(pairs: list, trained: recipes.TrainOptions, options: EvalOptio
     """The (features, study) pairs of train, val and the split, the split's ids, and an Evaluation that has no
     predictions yet. UserError if there are too few studies, or if --against or --labels do not fit."""
     train, val, chosen = runs.evaluated_split(pairs, options.split, options.limit)
-    ids, references = ([getattr(study, key) for _, study in chosen] for key in ("id", "report"))
+    ids, references = [study.id for _, study in chosen], [study.report for _, study in chosen]
     findings = [table.true_findings(study.report, study.findings) for _, study in chosen]
-    classes, train_reports = DRAWN if trained.data == "sample" else FINDINGS, [s.report for _, s in train]
+    classes, train_reports = (DRAWN if trained.data == "sample" else FINDINGS), [s.report for _, s in train]
     evaluation = table.Evaluation(references, (), findings, classes, train_reports)  # none is generated yet
     return train, val, chosen, ids, other_systems.with_others(evaluation, ids, options)
 

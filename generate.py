@@ -36,7 +36,7 @@ class GenerateOptions:
     each: bool = option(False, "each image is a study of its own, not one frontal and one lateral")
     json: bool = option(False, "print one JSON object per study: report, findings, how unlike training it is")
     temperature: float = option(0.0, "0 is greedy decoding; above 0, sample", at_least=0, at_most=10)
-    top_p: float = option(1.0, "sample from the top tokens of this probability", above=0, at_most=1)
+    top_p: float = option(1.0, "sample from the fewest tokens of this total probability", above=0, at_most=1)
     beams: int = option(1, "beams of beam search; 1 means none", at_least=1, at_most=64)
     max_tokens: int = option(300, "longest report in tokens", at_least=1, at_most=4096)
     batch: int = option(16, "studies generated together", at_least=1, at_most=1024)
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         (("top_p", "seed"), options.temperature > 0, "--temperature above 0"),
     ])  # fmt: skip
 
-    for study in studies if not options.each else ():
-        for _, path in study.views:
-            load_radiograph(path)  # refuse unreadable images now, not after the model is loaded
+    if not options.each:  # one study: refuse unreadable images now, not after the model is loaded
+        for _, path in studies[0].views:
+            load_radiograph(path)
     run = options.run or default_run()
     trained, vision, model, checkpoint = open_run(run, options.device, options.plain)
     device = model.projector.place.device
@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
                 elif len(studies) > 1:
                     report = f"{study.frontal}: {report}"
                 print(printable(report))
-    for line in unreadable or ():
-        warn(line)
     if unreadable:
+        for line in unreadable:
+            warn(line)
         raise UserError(f"{len(unreadable)} of {len(studies)} images cannot be read: replace them, see above")
 
 

@@ -1,6 +1,6 @@
 """Train LLaMA-XR: the projector and LoRA learn to write reports; DenseNet and the base stay frozen.
 
-python train.py                                                the embedded sample, minutes on two cores
+python train.py                                                the drawn sample, minutes on two cores
 python train.py --data iu_xray --root DIR                      IU X-ray in R2Gen's, Open-i's or Kaggle's form
 python train.py --data iu_xray --root DIR --recipe paper       LLaMA-XR as published
 python train.py --data iu_xray --root DIR --describe           print what is in a data set and exit
@@ -66,7 +66,7 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
     known = unlike.fit([f for f, _ in train], [f for f, study in pairs if study.split == "val"])
     tqdm.write(f"{run}: {len(train)} studies per epoch, {len(val)} to validate, {options.steps} steps")
 
-    log, signals = open_log(run, to_json(options), last_step), catch_signals()
+    log, signals = open_log(run, to_json(options), last_step), catch_signals()  # signals: empty until Ctrl-C
     if last_step == 0:
         write_line(log, {"step": 0, "val_loss": validate(model, val, options)})
     steps = range(last_step + 1, options.steps + 1)
@@ -109,7 +109,7 @@ def train_run(run: Path, options: TrainOptions, device: torch.device) -> None:
 
 
 def load_model_and_data(options: TrainOptions, device: torch.device) -> tuple[TrainOptions, LlamaXR, list]:
-    """The options with the base's commit, the model, and each study of the data set with its features."""
+    """The options with the base's commit, the model, and the (features, study) pairs of train and val."""
     with progress_bar() as progress:
         with distributed.main_process_first():
             studies = runs.load_studies(options, warn, progress)
@@ -144,13 +144,13 @@ def pairs_of_step(train: list, step: int, options: TrainOptions) -> list[list]:
 
 def collate(model: LlamaXR, pairs: list, options: TrainOptions, step: float = math.inf) -> Batch:
     """(features, study) pairs -> Batch on the model's device. No step: to validate, without weights."""
-    features, texts = [f for f, _ in pairs], [study.report for _, study in pairs]
+    texts = [with_outline(study.report) if options.outline else study.report for _, study in pairs]
     outline_alone = options.outline and step <= options.outline_share * options.steps
-    if options.outline:
-        texts = [outline_line(with_outline(r)) if outline_alone else with_outline(r) for r in texts]
+    if outline_alone:
+        texts = [outline_line(text) for text in texts]
     form = options.max_report_tokens, not outline_alone  # collate's max_report_tokens and append_eos
-    batch = model.collate(features, texts, *form)
-    if step <= options.steps and options.finding_weight != 1:  # val_loss is unweighted
+    batch = model.collate([features for features, _ in pairs], texts, *form)
+    if step <= options.steps and options.finding_weight != 1:  # not to validate: val_loss is unweighted
         batch = replace(batch, weights=batch_weights(model.tokenizer, texts, options.finding_weight, *form))
     return batch.to(model.projector.place.device)
 
@@ -165,7 +165,7 @@ def schedule(step: int, options: TrainOptions) -> float:
 
 @torch.inference_mode()
 def validate(model: LlamaXR, val: list, options: TrainOptions) -> float:
-    """Mean loss per report token of the val studies, sharded over the processes. No dropout: no eval()."""
+    """Mean loss per report token of the val studies, sharded over the processes. No dropout, so no eval()."""
     total, count = 0.0, 0
     for i in tqdm(range(0, len(val), options.batch), "val", leave=False, disable=not is_main_process()):
         if pairs := distributed.shard(val[i : i + options.batch]):

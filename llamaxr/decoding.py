@@ -45,10 +45,10 @@ def stream(
         if all(ended):
             return
         yield step
-        if remaining == 1:
+        if remaining == 1:  # the last token needs no forward pass
             return
         active = [i for i, row in enumerate(rows) if not ended[row]]
-        # Copying the cache whenever a row ends would cost more than it saves.
+        # Only once a quarter has ended: copying the cache whenever a row ends would cost more than it saves.
         if 4 * len(active) <= 3 * len(rows):
             index = torch.tensor(active, device=x.device)
             cache.select(index)
@@ -133,12 +133,12 @@ def beam_search(
             # Done, or fewer continuations than beams (several EOS ids): fill up with beams that cannot win.
             active += [(-torch.inf, row * n_beams, 0)] * (n_beams - len(active))
             finished[row] = sorted(finished[row], key=lambda e: -e[0])[:n_beams]
-            kept_scores.append([g[0] for g in active])
-            chosen += [g[1] for g in active]
-            tokens += [g[2] for g in active]
+            kept_scores.append([score for score, _, _ in active])
+            chosen += [beam for _, beam, _ in active]
+            tokens += [token for _, _, token in active]
         beams = [[*beams[beam], token] for beam, token in zip(chosen, tokens, strict=True)]
         scores = torch.tensor(kept_scores)  # (batch, n_beams)
-        leading = (scores[:, 0] / step).tolist()
+        leading = (scores[:, 0] / step).tolist()  # per row: the best active beam's mean, as in `finished`
         done = [len(e) == n_beams and e[-1][0] >= lead for e, lead in zip(finished, leading, strict=True)]
         if step == max_tokens or all(done):
             break

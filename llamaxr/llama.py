@@ -1,4 +1,4 @@
-"""LLaMA 3.1 (Dubey et al. 2024, section 3.2): a decoder-only transformer. Embeddings in, logits out.
+"""LLaMA 3.1 (Dubey et al. 2024, section 3.2): a decoder-only transformer. Ids or embeddings in, logits out.
 
 Each block adds two things to a residual stream: attention over the past (grouped-query, rotary positions) and
 a gated feed-forward (SwiGLU), each behind an RMSNorm. LLaMA 3.1 differs from LLaMA 3 only in its rotary
@@ -6,7 +6,7 @@ frequencies: the slow ones are slowed further, which stretches 8,192 trained pos
 
 Module names are those of Hugging Face checkpoints (`layers.0.self_attn.q_proj`), so weights.py maps by name.
 
-Shapes: batch, time (new positions), n_keys = past + time, dim (in LLaMA's sizes n_heads * head_dim).
+Shapes: batch, time (new positions), n_keys (time + cached positions), dim (in LLaMA n_heads * head_dim).
 """
 
 import functools
@@ -61,13 +61,13 @@ class RMSNorm(nn.Module):
 
 @functools.lru_cache(maxsize=8)
 def rope_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
-    """Radians per position for each pair of a head's dimensions: (head_dim / 2,) in fp32.
+    """Radians per position for each pair i of a head's dimensions: (head_dim / 2,) in fp32.
 
     Plain RoPE (Su et al. 2021) is theta ** (-2i / head_dim). LLaMA 3.1 keeps the fast waves, which make over
     high_freq_factor turns in the trained length, slows those under low_freq_factor, and blends in between.
     """
     exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
-    # Rounded as transformers rounds: the last bit of a frequency near 1 is 0.006 radian at position 100,000.
+    # Not theta ** -exponents: rounds as transformers does. The last bit is 0.006 radian at position 100,000.
     frequencies = 1.0 / config.rope_theta**exponents
     s = config.rope_scaling
     if s is None:
@@ -83,7 +83,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Hugging Face permutes q and k rows for it; Meta's own files pair (2i, 2i + 1) and must not be loaded here.
     x (batch, heads, time, head_dim); cos, sin (batch or 1, 1, time, head_dim / 2).
     """
-    a, b = x.float().chunk(2, dim=-1)
+    a, b = x.float().chunk(2, dim=-1)  # each (batch, heads, time, head_dim / 2)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
@@ -115,11 +115,11 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
         self.head_dim, self.layer = config.head_dim, layer
-        c = config
-        self.q_proj = nn.Linear(c.dim, c.n_heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.dim, c.n_kv_heads * c.head_dim, bias=False)
-        self.o_proj = nn.Linear(c.n_heads * c.head_dim, c.dim, bias=False)
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, q_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(q_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, rope: tuple, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, time, _ = x.shape
@@ -192,7 +192,7 @@ class Llama(nn.Module):
         padding (batch,): how many positions on the left of each row are filler. No token attends to them, and
         RoPE counts from the first token after them. cache: keys and values of the positions before x.
         """
-        past, time = cache.length if cache is not None else 0, x.shape[1]
+        past, time = (0 if cache is None else cache.length), x.shape[1]
         indices = torch.arange(past, past + time, device=x.device)  # (time,) in the row, filler included
         positions = indices[None] if padding is None else (indices - padding[:, None]).clamp(min=0)
         # In fp32: at position 100,000 a bf16 angle is off by hundreds of radians.
@@ -226,7 +226,7 @@ class Llama(nn.Module):
 
 def attention_mask(indices: Tensor, n_keys: int, padding: Tensor | None) -> Tensor:
     """True where a query may look: (batch or 1, 1, time, n_keys). indices (time,): of the queries."""
-    keys, queries = torch.arange(n_keys, device=indices.device), indices[:, None]
+    keys, queries = torch.arange(n_keys, device=indices.device), indices[:, None]  # (n_keys,), (time, 1)
     first = indices.new_zeros(1) if padding is None else padding
     mask = (keys <= queries) & (keys >= first[:, None, None])  # (batch or 1, time, n_keys)
     return (mask | (keys == queries))[:, None]  # a filler sees itself: an empty softmax row would be NaN

@@ -30,8 +30,8 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft: uniform within 1 / sqrt(in)
 
     def forward(self, x: Tensor) -> Tensor:
-        update = x @ self.lora_A.T.to(x.dtype) * self.scaling @ self.lora_B.T.to(x.dtype)
-        return self.base(x) + update  # (..., out_features)
+        down = x @ self.lora_A.T.to(x.dtype) * self.scaling  # (..., rank)
+        return self.base(x) + down @ self.lora_B.T.to(x.dtype)  # (..., out_features)
 
     @torch.no_grad()
     def merged(self) -> Tensor:
@@ -39,7 +39,7 @@ class LoRALinear(nn.Module):
         return self.base.weight.float() + self.lora_B @ self.lora_A * self.scaling
 
 
-def add_lora(model: nn.Module, rank: int, lora_alpha: float, device=None):
+def add_lora(model: nn.Module, rank: int, lora_alpha: float, device=None) -> None:
     """Freeze the whole model, then wrap each linear named in TARGETS. A's initial values come from torch's
     global generator, in the order of the model's modules."""
     model.requires_grad_(False)

@@ -86,26 +86,26 @@ class LlamaXR(nn.Module):
                 with_report(self.tokenizer, prompt, text, max_report_tokens, append_eos)
                 for prompt, text in zip(prompts, texts, strict=True)
             ]
-        return self.join(rows, grids, views, texts is None)
+        return self.join(rows, grids, views, pad_left=texts is None)
 
     def join(self, rows: list[Example], grids: Tensor, views: Tensor, pad_left: bool) -> Batch:
         """Rows of unequal length -> Batch."""
         time = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), time), FILLER)
-        targets = torch.full((len(rows), time), IGNORE)
-        padding = torch.tensor([time - len(row.ids) for row in rows])
+        ids = torch.full((len(rows), time), FILLER)  # (batch, time)
+        targets = torch.full((len(rows), time), IGNORE)  # (batch, time)
+        padding = torch.tensor([time - len(row.ids) for row in rows])  # (batch,)
         for i, row in enumerate(rows):
             start = padding[i] if pad_left else 0
             ids[i, start : start + len(row.ids)] = torch.tensor(row.ids)
             targets[i, start : start + len(row.ids)] = torch.tensor(row.targets)
-        target_positions = (targets.flatten() != IGNORE).nonzero()[:, 0]
-        slots = (ids.flatten() == SLOT).nonzero()[:, 0]
+        target_positions = (targets.flatten() != IGNORE).nonzero()[:, 0]  # (n_targets,)
+        slots = (ids.flatten() == SLOT).nonzero()[:, 0]  # (n_slots,)
         padding = padding if pad_left and padding.any() else None
         return Batch(ids, targets, grids, views, target_positions, slots, padding)
 
     def embed(self, batch: Batch) -> Tensor:
         """Word embeddings, with the soft tokens in their slots: (batch, time, dim)."""
-        x = self.llama.embed(batch.ids.clamp(min=0))  # (batch, time, dim)
+        x = self.llama.embed(batch.ids.clamp(min=0))  # (batch, time, dim); a SLOT gets id 0's vector for now
         if self.bridge == "scores":
             return x
         soft_tokens = self.projector(batch.grids.float(), batch.views)  # (n, n_tokens, dim)

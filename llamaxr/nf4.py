@@ -16,7 +16,7 @@ Precision is lost once, at loading: the base never changes. Dequantising always 
     backward   dx = dy W         W is dequantised again rather than kept in memory in between
     (no dW: the base is frozen; what learns is beside it, in lora.py)
 
-bitsandbytes does all of this. On CUDA a few rows of x take its fused kernel, which never writes W out.
+bitsandbytes does all of this. On CUDA, an x of few rows takes its fused kernel, which never writes W out.
 `dequantise` spells out what its kernels compute, and a test holds the two equal bit for bit.
 """
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK_SIZE = 64  # bitsandbytes' default, and that of all published checkpoints
-LEVELS = torch.tensor([
+LEVELS = torch.tensor([  # as QLoRA's appendix lists them
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -35,7 +35,7 @@ LEVELS = torch.tensor([
 class NF4Linear(nn.Module):
     """y = x W^T with W frozen in NF4: (..., in_features) -> (..., out_features), in x's dtype.
 
-    packed (out * in / 2, 1): two codes per byte. state: QuantState. Neither .to() nor state_dict() sees them.
+    packed (out * in / 2, 1): the codes. state: bitsandbytes' QuantState. .to() and state_dict() see neither.
     """
 
     def __init__(self, packed: Tensor, state):
@@ -46,7 +46,7 @@ class NF4Linear(nn.Module):
     @classmethod
     def quantise(cls, weight: Tensor) -> "NF4Linear":
         """Quantise a weight (out_features, in_features) on its device, in fp32, so that CPU and GPU agree."""
-        import bitsandbytes.functional as bnb  # here, since torch's compiler comes with it: a second
+        import bitsandbytes.functional as bnb  # not at the top: torch's compiler comes with it, a second
 
         return cls(*bnb.quantize_nf4(weight.float(), blocksize=BLOCK_SIZE, compress_statistics=True))
 
@@ -74,7 +74,7 @@ class NF4Linear(nn.Module):
 
 def dequantise(packed: Tensor, absmax: Tensor, code8: Tensor, scales: Tensor, offset: Tensor) -> Tensor:
     """The formula: n weights. packed (n / 2,): two codes per byte. absmax (n / 64,): 8-bit indices into
-    code8 (256,), whose entries are multiplied by scales (n / 64 / 256,) and added to offset ()."""
+    code8 (256,), whose entries are multiplied by scales (n / 64 / 256, rounded up) and added to offset ()."""
     absmax = code8[absmax.int()] * scales.repeat_interleave(256)[: len(absmax)] + offset  # (n / 64,)
     codes = torch.stack([packed >> 4, packed & 15], dim=-1).flatten().int()  # (n,)
     return (LEVELS[codes].view(-1, BLOCK_SIZE) * absmax[:, None]).flatten()

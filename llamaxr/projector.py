@@ -8,7 +8,7 @@ place ("left" + "upper"), which even a model that has never seen an image can re
 
 All radiographs look alike to DenseNet: most of each feature is common to all, and the difference between two
 patients is small beside it. So each channel is first standardised over the training studies to mean 0 and
-standard deviation 1. Otherwise the language model trains for epochs before it notices one (docs/log.md).
+standard deviation 1. Otherwise the language model needs epochs to notice the difference (docs/log.md).
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ PLACE_WORDS = ("upper", "mid", "lower", "left", "right")
 
 
 class Projector(nn.Module):
-    """Standardise, linear, GELU, linear, + an embedding for each (view, place).
+    """Standardise, linear, GELU, linear, + an embedding for each (view, place): random + name_places.
 
     in_channels: features per place. dim: the language model's width. grid: places per side after pooling (7
     keeps DenseNet's 49). token_std: the standard deviation of the language model's word embeddings. The soft
@@ -38,7 +38,7 @@ class Projector(nn.Module):
         self.fc1 = nn.Linear(in_channels, dim)
         self.fc2 = nn.Linear(dim, dim)
         row, column = torch.randn(len(VIEWS), grid, 1, dim), torch.randn(len(VIEWS), 1, grid, dim)
-        self.place = nn.Parameter((row + column).flatten(1, 2) * token_std / 2)  # (views, n_tokens, dim)
+        self.place = nn.Parameter((row + column).flatten(1, 2) * token_std / 2)  # (n_views, n_tokens, dim)
         # fc1's default init and GELU turn inputs of std 1 into a root mean square near 0.34. Undo that.
         nn.init.normal_(self.fc2.weight, std=token_std / (0.34 * dim**0.5))
         nn.init.zeros_(self.fc2.bias)
@@ -52,11 +52,11 @@ class Projector(nn.Module):
     def name_places(self, words: dict[str, Tensor]) -> None:
         """Add to each place's vector twice the embeddings (dim,) of its words: upper, mid, lower, or a blend
         of two, and in the frontal view left or right. The patient's right is at the left of the image."""
-        middles = (torch.arange(self.grid) + 0.5) / self.grid  # of rows and columns, in [0, 1]
-        thirds = torch.tensor([0.25, 0.45, 0.65])  # middles of the lungs' thirds in a frontal film's height
+        middles = (torch.arange(self.grid) + 0.5) / self.grid  # (grid,) of rows and of columns, in [0, 1]
+        thirds = torch.tensor([0.25, 0.45, 0.65])  # middles of the lungs' thirds, 0.2 apart, in film heights
         share = (1 - (middles.clamp(0.25, 0.65)[:, None] - thirds).abs() / 0.2).clamp(min=0)  # (grid, 3)
         zones = share.to(self.place) @ torch.stack([words[w] for w in PLACE_WORDS[:3]])  # (grid, dim)
-        left = (middles.sub(0.5).sign() / 2 + 0.5)[:, None].to(zones)  # 0 or 1; a middle column is both
+        left = (middles.sub(0.5).sign() / 2 + 0.5)[:, None].to(zones)  # (grid, 1): 0, 1, or 0.5 in the middle
         frontal = zones[:, None] + left * words["left"] + (1 - left) * words["right"]  # (grid, grid, dim)
         lateral = zones[:, None].expand_as(frontal)
         self.place += 2 * torch.stack([frontal, lateral]).flatten(1, 2)  # twice: louder than the feature
@@ -67,7 +67,7 @@ class Projector(nn.Module):
         width). Called once, before training. Both are saved with the weights."""
         total, squares, n = 0.0, 0.0, 0
         for grids in studies:
-            x = self.pooled(grids.double())  # double: below, two large numbers are subtracted
+            x = self.pooled(grids.double())  # (n_views, n_tokens, channels); double: large numbers cancel
             total, squares, n = total + x.sum((0, 1)), squares + x.square().sum((0, 1)), n + x[..., 0].numel()
         mean = total / n
         self.mean.copy_(mean)
@@ -78,8 +78,8 @@ class Projector(nn.Module):
         """(n, channels, height, width) -> (n, n_tokens, channels), row by row."""
         return F.adaptive_avg_pool2d(features, self.grid).flatten(2).transpose(1, 2)
 
-    def forward(self, features: Tensor, view: Tensor) -> Tensor:
-        """features (n, channels, height, width) and view (n,), indices in VIEWS -> (n, n_tokens, dim)."""
+    def forward(self, features: Tensor, views: Tensor) -> Tensor:
+        """features (n, channels, height, width) and views (n,), indices in VIEWS -> (n, n_tokens, dim)."""
         x = (self.pooled(features) - self.mean) / self.std  # (n, n_tokens, channels)
-        place = self.place.index_select(0, view)  # on a CPU place[view]'s gradient would add up in any order
+        place = self.place.index_select(0, views)  # place[views]'s gradient adds up in varying order on a CPU
         return self.fc2(F.gelu(self.fc1(x))) + place  # (n, n_tokens, dim)

@@ -6,7 +6,7 @@
     Write the findings section of the radiology report for this chest radiograph study.
 
     ### Input:
-    frontal view: <grid x grid soft tokens>   bridge "tokens", ours: 16 with grid 4
+    frontal view: <grid x grid soft tokens>   bridge "tokens", ours: 4 x 4 with grid 4
     frontal view: 0.512, 0.034, ...           bridge "scores", the paper's (section 3): 18 numbers per view
                                               "both": the one, then the other
     ### Response:
@@ -22,7 +22,7 @@ from .tokenizer import Tokenizer
 
 SLOT = -1
 IGNORE = -100  # the target of a position without loss; F.cross_entropy's own default
-BRIDGES = ("tokens", "scores", "both")
+BRIDGES = ("tokens", "scores", "both")  # how an image enters the prompt: see above
 
 HEAD = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -65,7 +65,7 @@ def study_prompt(
         instruction += SCORES_INSTRUCTION.format(n=len(pathologies), names=", ".join(pathologies))
         rows = zip(VIEWS, scores * 2 if len(scores) == 1 else scores, strict=True)
         segments += [(f"{name} view: " + ", ".join(f"{s:.3f}" for s in row), 0) for name, row in rows]
-    # The text is cut at the slots; what is between two views' slots is encoded at once.
+    # The text is cut at the slots; what is between two views' slots is encoded as one text.
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     text, after = prompt_text("\0", instruction).split("\0")  # before and after the input
     for i, (words, n_slots) in enumerate(segments):

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the tokenizer file of a base's folder: one small interface, three kinds.
+"""Text to token ids and back, by the tokenizer file in the base model's folder: one interface, three kinds.
 
     tokenizer.json   byte-level BPE in Hugging Face's form (Llama 3, SmolLM2, GPT-2)    merged by tiktoken
     tokenizer.model  Llama 3's: one piece per line, base64 and rank                     merged by tiktoken
@@ -9,7 +9,7 @@ from single bytes (sentencepiece: characters) and keeps merging the neighbouring
 until no known pair is left. The libraries do the merging. files/ reads and checks the tokenizer files, and
 refuses rules that it cannot reproduce exactly.
 
-A control token's name inside a report is plain text: `encode` never returns a control token.
+A control token's name in a report ("<|end_of_text|>") is plain text: `encode` never returns a control token.
 """
 
 import re

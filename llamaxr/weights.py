@@ -63,7 +63,7 @@ def load_llama(
                 setattr(model.get_submodule(parent), child, linear)
             else:
                 weight = stored.read(key)
-                # In a 4-bit model these stay in 16 bits: widening on use is exact, and 2 GiB are saved on 8B.
+                # In a 4-bit model these stay as stored: widening on use is exact, and 2 GiB are saved on 8B.
                 stays = in_4_bits and child in ("embed_tokens", "lm_head") and dtype == torch.float32
                 weight = weight.to(device, weight.dtype if stays else dtype)
                 setattr(model.get_submodule(module), kind, nn.Parameter(weight, requires_grad=False))

@@ -321,7 +321,7 @@ def test_the_training_table_is_the_result():
     assert agrees(rows["SmolLM2-135M, NF4"], measured)
     (on_gpu,) = (row for row in table if row["base"] == "SmolLM2-135M, NF4")
     seconds = result("iu_tokens", "configuration/seconds_of_training")
-    assert on_gpu["GPU time"] == f"{seconds.split(',')[0]} s (H200, 14 runs)"
+    assert on_gpu["GPU time"] == f"{seconds.split(',')[0]} s (H200, 14 at once)"
     step = result("load_8b", "ours/step")
     assert agrees(rows["Llama 3.1 8B, NF4"], [step["seconds"], step["peak_anonymous_GiB"]])
 

@@ -141,13 +141,14 @@ def nearest_reports(
     batch: int = 1024,
 ) -> list[str]:
     """For each study the report of the training study whose image features have the largest cosine to its
-    own.
+    own, each feature standardised over the training studies.
 
-    train_features: (n_train, d), a row per training report. features: (n, d). Cosines within 1e-6 are a tie,
-    which the first training study wins; a row of zeros ties with everything.
+    Without that, most of a cosine is what all films share, and another study is nearest (docs/results.md).
+    train_features: (n_train, d), a row per training report. features: (n, d). NaN is a feature of a view that
+    the study lacks. Cosines within 1e-6 are a tie, which the first training study wins.
     """
     assert len(train_features) == len(train_reports) > 0
-    train_units, units = _unit(train_features), _unit(features)
+    train_units, units = map(_unit, _standardised(train_features, features))
     reports = []
     for start in range(0, len(units), batch):
         cosine = np.round(units[start : start + batch] @ train_units.T, 6)  # (batch, n_train)
@@ -155,8 +156,20 @@ def nearest_reports(
     return reports
 
 
+def _standardised(train: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with mean 0 and spread 1 in each column of `train`, in fp32. NaN becomes 0, the mean."""
+    train, rows = np.array(train, np.float32), np.array(rows, np.float32)
+    for start in range(0, train.shape[1], 256):  # few columns at once: the masks and copies stay small
+        columns = slice(start, start + 256)
+        known = np.ma.masked_invalid(train[:, columns])
+        mean, std = known.mean(0, dtype=float), known.std(0, dtype=float)
+        std[std < 1e-6] = 1.0  # the same in all training studies
+        for part in (train, rows):
+            part[:, columns] = ((np.ma.masked_invalid(part[:, columns]) - mean) / std).filled(0)
+    return train, rows
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 

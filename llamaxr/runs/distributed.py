@@ -20,6 +20,7 @@ as for a single process.
 import atexit
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -34,6 +35,7 @@ from ..errors import UserError
 from .terminal import lacks_memory
 
 TIMEOUT = timedelta(days=1)  # rank 0 may be downloading a data set; torchrun itself notices dead processes
+LEAVE_SECONDS = 300  # that the last process to end has, rank 0 with its plot of the loss
 
 
 def init(device: torch.device) -> torch.device:
@@ -54,10 +56,19 @@ def init(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     # gloo for tensors on the CPU (signals, counts), even on a CUDA machine: they need not wait for a kernel
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return device
+
+
+def _leave() -> None:
+    """Leave the process group, or end after LEAVE_SECONDS. NCCL waits here for the machine's other processes.
+    If this one has failed, they wait for it, and torchrun stops them only once it has ended."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LEAVE_SECONDS)
+    dist.destroy_process_group()
+    signal.alarm(0)
 
 
 def rank() -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import densenet, radiograph
@@ -113,12 +114,12 @@ def study_features(
     return [_join([(view, rows.get(name_of[path])) for view, path in study.views]) for study in studies]
 
 
-def pooled_features(features: StudyFeatures) -> np.ndarray:
-    """A study's features as one vector (2 * channels,): the mean over places of each view, frontal first; 0
-    where the study has no such view."""
-    means = features.grids.float().mean(dim=(2, 3))  # (n_views, channels)
-    both = torch.zeros(2, means.shape[1])
-    both[features.views] = means
+def pooled_features(features: StudyFeatures, grid: int = 1, missing: float = 0.0) -> np.ndarray:
+    """A study's features as one vector (2 * channels * grid * grid,): the means of grid x grid parts of each
+    view, frontal first; `missing` where the study has no such view."""
+    pooled = F.adaptive_avg_pool2d(features.grids.float(), grid)  # (n_views, channels, grid, grid)
+    both = torch.full((2, *pooled.shape[1:]), missing)
+    both[features.views] = pooled
     return both.flatten().numpy()
 
 

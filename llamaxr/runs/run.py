@@ -314,7 +314,10 @@ def compute_dtype(options: TrainOptions, device: torch.device) -> torch.dtype:
     if options.dtype == "auto":
         return torch.bfloat16 if has_bf16 else torch.float32
     if options.dtype == "bf16" and device.type == "cuda" and not has_bf16:
-        raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16; leave out --dtype bf16")
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} has no bf16; leave out --dtype bf16, or set dtype to "
+            "auto in the run's config.json"
+        )
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
 
 

@@ -125,21 +125,45 @@ def test_random_reports_are_drawn_from_training_by_their_seed():
         random_reports([], 1, seed=0)
 
 
-def test_the_nearest_report_is_that_of_the_image_with_the_largest_cosine():
+def test_the_nearest_report_is_that_of_the_image_with_the_largest_cosine_of_standardised_features():
+    rng = np.random.default_rng(0)
+    train, queries = rng.normal(size=(40, 300)), rng.normal(size=(13, 300))
+    reports = [str(i) for i in range(40)]
+    a, b = ((rows - train.mean(0)) / train.std(0) for rows in (train, queries))
+    cosine = [[q @ t / np.linalg.norm(q) / np.linalg.norm(t) for t in a] for q in b]
+    nearest = [reports[np.argmax(row)] for row in cosine]
+    for batch in (1, 5, 100):
+        assert nearest_reports(train, reports, queries, batch) == nearest
+    # Neither the unit of a feature counts nor what all studies share.
+    unit, shared = rng.uniform(0.1, 10, 300), rng.normal(size=300, scale=5)
+    assert nearest_reports(train * unit + shared, reports, queries * unit + shared) == nearest
+    assert nearest_reports(train, reports, train) == reports
+
+
+def test_a_view_that_a_study_lacks_makes_it_neither_near_nor_far():
     rng = np.random.default_rng(0)
     train, queries = rng.normal(size=(40, 8)), rng.normal(size=(13, 8))
-    cosine = [[a @ t / np.linalg.norm(a) / np.linalg.norm(t) for t in train] for a in queries]
     reports = [str(i) for i in range(40)]
-    for batch in (1, 5, 100):
-        assert nearest_reports(train, reports, queries, batch) == [reports[np.argmax(row)] for row in cosine]
-    assert nearest_reports(train, reports, 3 * train) == reports  # the length of a vector does not count
+    one_view = np.c_[queries, np.full((13, 8), np.nan)]
+    lateral = rng.normal(size=(40, 8))
+    assert nearest_reports(np.c_[train, np.full((40, 8), np.nan)], reports, one_view) == nearest_reports(
+        train, reports, queries
+    )
+    # A training study without the view that the query lacks has a shorter vector, so a larger cosine.
+    lateral[7] = np.nan
+    assert nearest_reports(np.c_[train, lateral], reports, np.c_[train[7:8], np.full((1, 8), np.nan)]) == [
+        "7"
+    ]
+
+
+def test_a_feature_that_no_training_study_varies_in_counts_nothing():
+    train = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    assert nearest_reports(train, list("ab"), np.array([[0.5, 100.0], [-0.5, -100.0]])) == ["a", "b"]
 
 
 def test_of_equally_near_images_the_first_wins():
-    image = np.random.default_rng(0).normal(size=(1, 1000))
-    train = np.concatenate([-image, image, 2 * image, 0.1 * image])
-    queries = np.concatenate([image, 5 * image, 0 * image])
-    assert nearest_reports(train, list("abcd"), queries) == ["b", "b", "a"]
+    train = np.array([[-1.0, -1.0], [1.0, 1.0], [2.0, 2.0], [-2.0, -2.0]])
+    assert nearest_reports(train, list("abcd"), np.array([[1, 1], [5, 5], [0, 0], [-3, -3]])) == list("bbaa")
 
 
 def test_each_training_image_needs_its_report():

@@ -291,6 +291,18 @@ def test_a_lack_of_memory_in_a_sum_is_not_blamed_on_another_process():
         raise RuntimeError("Connection closed by peer")
 
 
+def test_a_process_whose_others_never_leave_ends_all_the_same():
+    code = f"""if True:
+        import sys, time
+        sys.path.insert(0, {str(HOME)!r})
+        from llamaxr.runs import distributed
+        distributed.LEAVE_SECONDS = 1
+        distributed.dist.destroy_process_group = lambda: time.sleep({TIMEOUT})
+        distributed._leave()"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT / 2, check=False)
+    assert ended.returncode == -signal.SIGALRM
+
+
 def test_a_single_process_needs_no_process_group():
     device, weight = torch.device("cpu"), torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
