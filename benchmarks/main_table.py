@@ -94,13 +94,13 @@ def main() -> None:
         }
         for group, kept in GROUPS.items()
     }
-    all_of, settings = results["groups"]["all"], results["settings"]
+    all_of = results["groups"]["all"]
     value = {
         **own,
         "seed": config["seed"],
         "configuration": {
             **facts,
-            "checkpoint": settings["checkpoint"],
+            "checkpoint": ", ".join(dict.fromkeys(each["settings"]["checkpoint"] for each in all_results)),
             "studies": {group: results["groups"][group]["studies"] for group in GROUPS},
             "seeds": [json.loads((f.parent / "config.json").read_text())["seed"] for f in options.folders],
         },
