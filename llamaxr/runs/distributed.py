@@ -35,7 +35,7 @@ from ..errors import UserError
 from .terminal import lacks_memory
 
 TIMEOUT = timedelta(days=1)  # rank 0 may be downloading a data set; torchrun itself notices dead processes
-LEAVE_SECONDS = 300  # that the last process to end has, rank 0 with its plot of the loss
+LEAVE_SECONDS = 300  # rank 0 ends last: it still plots the loss
 
 
 def init(device: torch.device) -> torch.device:

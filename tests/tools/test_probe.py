@@ -159,6 +159,14 @@ def test_a_view_that_a_study_lacks_is_zeros():
     assert pooled_features(lateral).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_view_is_pooled_by_its_parts_and_one_that_a_study_lacks_is_what_the_caller_says():
+    grid = torch.arange(16.0).view(1, 1, 4, 4)
+    frontal = StudyFeatures([0], torch.cat([grid, 100 + grid], dim=1).half(), torch.zeros(1, 18))
+    parts = [2.5, 4.5, 10.5, 12.5]  # upper left, upper right, lower left, lower right; channel after channel
+    expected = [*parts, *(100 + part for part in parts), *[math.nan] * 8]
+    assert pooled_features(frontal, 2, math.nan).tolist() == pytest.approx(expected, nan_ok=True)
+
+
 def test_scores_without_labels_deny_nothing():
     vision = load_vision("tiny")
     vision.op_threshs = torch.full((18,), 0.5)
