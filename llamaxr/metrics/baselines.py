@@ -157,7 +157,7 @@ def nearest_reports(
 
 
 def _standardised_units(train: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in fp32, with mean 0 and spread 1 in each column of `train`, NaN as the mean, and rows of length 1."""
+    """Both in fp32, with mean 0 and spread 1 in each column of `train`, NaN as the mean, rows of length 1."""
     train, rows = np.array(train, np.float32), np.array(rows, np.float32)
     for start in range(0, train.shape[1], 256):  # few columns at once: the masks and copies stay small
         columns = slice(start, start + 256)
