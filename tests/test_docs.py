@@ -14,8 +14,8 @@ README, RESULTS_DOC = HOME / "README.md", HOME / "docs" / "results.md"
 DOCS = [README, *sorted((HOME / "docs").glob("*.md"))]
 FACTS = ("command", "commit", "date", "machine", "seed", "configuration")
 
-# A row's label -> results file and system. IU X-ray's tables come in this order, for each group of studies.
-IU_ROWS = {
+# A row's label -> results file and system. The GPU's tables come in this order, for each group of studies.
+GPU_ROWS = {
     "`tokens`": ("iu_tokens", "system"),
     "`tokens`, its outlines alone": ("iu_tokens", "outline"),
     "`tokens`, its outlines in training sentences": ("iu_tokens", "template"),
@@ -44,39 +44,38 @@ IU_ROWS = {
     "random training report": ("iu_tokens", "random"),
     "best constant report": ("iu_tokens", "constant"),
 }
-# The same of runs with better features, which have one recipe.
-BETTER_VISION_ROWS = {
-    row: ("iu_tokens_better_vision", system) for row, (name, system) in IU_ROWS.items() if name == "iu_tokens"
-}
-HALF = "`tokens`, half of the steps on outlines"
-BETTER_VISION_ROWS |= {
-    HALF: ("iu_tokens_half_outlines", "system"),
-    f"{HALF}, its outlines alone": ("iu_tokens_half_outlines", "outline"),
-    f"{HALF}, swapped": ("iu_tokens_half_outlines", "swapped"),
-    f"{HALF}, its outlines in training sentences": ("iu_tokens_half_outlines", "template"),
-    "nearest training image's report": ("iu_tokens_better_vision", "nearest"),
-    "nearest training image's report, for half of the steps on outlines": (
-        "iu_tokens_half_outlines",
-        "nearest",
-    ),
-    "the same findings for everybody": ("iu_tokens_half_outlines", "frequent"),
-    f"{HALF}, films of another style": ("iu_tokens_half_outlines_other_style", "system"),
-    f"{HALF}, films of another style, its outlines alone": (
-        "iu_tokens_half_outlines_other_style",
-        "outline",
-    ),
-    "nearest training image's report, films of another style": (
-        "iu_tokens_half_outlines_other_style",
-        "nearest",
-    ),
+# The rows of "Real reports, simulated images". NEAREST is of each run's own features.
+MAIN, STYLE, FIFTH = (
+    "iu_tokens_half_outlines",
+    "iu_tokens_half_outlines_other_style",
+    "iu_tokens_better_vision",
+)
+NEAREST, ON_STYLE = "nearest training image's report", ", films of another style"
+OF_FIFTH = "`tokens`, a fifth of the steps on outlines"
+MAIN_ROWS = {
+    "`tokens`": (MAIN, "system"),
+    "`tokens`, its outlines alone": (MAIN, "outline"),
+    "`tokens`, its outlines in training sentences": (MAIN, "template"),
+    "`tokens`, swapped": (MAIN, "swapped"),
+    NEAREST: (MAIN, "nearest"),
+    "the same findings for everybody": (MAIN, "frequent"),
+    "random training report": (MAIN, "random"),
+    "best constant report": (MAIN, "constant"),
+    f"`tokens`{ON_STYLE}": (STYLE, "system"),
+    f"`tokens`{ON_STYLE}, its outlines alone": (STYLE, "outline"),
+    f"{NEAREST}{ON_STYLE}": (STYLE, "nearest"),
+    OF_FIFTH: (FIFTH, "system"),
+    f"{OF_FIFTH}, its outlines alone": (FIFTH, "outline"),
+    f"{OF_FIFTH}, swapped": (FIFTH, "swapped"),
+    f"{NEAREST}, for a fifth of the steps on outlines": (FIFTH, "nearest"),
 }
 # README's row -> as above.
 README_IU_ROWS = {
-    "recipe `ours`, rates for 135M": ("iu_tokens", "system"),
-    "`ours`, `--bridge both --grid 2`": ("iu_both", "system"),
-    "recipe `paper`": ("iu_paper_2e-6", "system"),
-    "nearest training image's report": ("iu_nearest", "standardised"),
-    "best constant report": ("iu_tokens", "constant"),
+    "recipe `ours`, settings for 135M": "system",
+    "its outlines in training sentences": "template",
+    "nearest training image's report": "nearest",
+    "random training report": "random",
+    "best constant report": "constant",
 }
 IU_TABLES = [(group, block) for group in ("all", "abnormal") for block in ("findings", "llama_xr", "coco")]
 IU_COLUMNS = {
@@ -164,13 +163,15 @@ def agrees(cell: str, values: list[float]) -> bool:
 
 
 def test_the_iu_x_ray_tables_are_the_results():
-    of_rows, *found, of_seeds = tables(RESULTS_DOC, "Real reports, simulated images")
-    check_tables(IU_ROWS, IU_TABLES, found, of_seeds)
-    for row in of_rows:
-        configuration = result(row["file"].strip("`").removesuffix(".json"), "configuration")
-        assert row["seeds"] == ", ".join(map(str, configuration["seeds"]))
-    *found, of_seeds = tables(RESULTS_DOC, "With better features")
-    check_tables(BETTER_VISION_ROWS, IU_TABLES[:3], found, of_seeds)
+    for heading, rows_of, blocks in (
+        ("Real reports, simulated images", MAIN_ROWS, IU_TABLES[:3]),
+        ("On a GPU, with other features", GPU_ROWS, IU_TABLES),
+    ):
+        of_rows, *found, of_seeds = tables(RESULTS_DOC, heading)
+        check_tables(rows_of, blocks, found, of_seeds)
+        for row in of_rows:
+            configuration = result(row["file"].strip("`").removesuffix(".json"), "configuration")
+            assert row["seeds"] == ", ".join(map(str, configuration["seeds"]))
     (rows,) = tables(RESULTS_DOC, "Where findings are lost")
     for row in rows:
         scores = result("iu_lost", f"findings/{row['']}")
@@ -212,8 +213,7 @@ def test_the_readmes_iu_x_ray_table_is_the_results():
     (rows,) = tables(README, "Does it look at the image?")
     assert [row[""] for row in rows] == list(README_IU_ROWS)
     for row in rows:
-        name, system = README_IU_ROWS[row[""]]
-        scores = result(name, "scores/all")
+        system, scores = README_IU_ROWS[row[""]], result(MAIN, "scores/all")
         assert agrees(row["findings F1"], scores[system]["findings.micro_f1"])
         assert agrees(row["ROUGE-L"], scores[system]["llama_xr.rouge_l"])
         if system == "system":
@@ -265,56 +265,51 @@ def test_what_the_text_says_of_them_is_the_result():
     interval = lambda values: "{:.3f} [{:.3f}, {:.3f}]".format(*values)
     assert f"an F1 of {interval(scores['findings.micro_f1'])}" in readme
     assert f"{result('sample_demo', 'reports that err')} of 300 err" in readme
+    f1 = lambda name, system: result(name, f"scores/all/{system}/findings.micro_f1/0")
+    span = lambda values: f"{min(values):.3f} to {max(values):.3f}"
+    # The main runs
+    cost = result(MAIN, "differences/swapped/findings.micro_f1")
+    assert f"costs {interval(cost)} of its findings F1" in doc and f"costs {cost[0]:.3f}" in readme
+    seeds = result(MAIN, "seeds")
+    outlines, reports = ([row["findings.micro_f1"][0] for row in rows] for rows in (
+        [seed["outline"] for seed in seeds], [seed["scores"] for seed in seeds]))  # fmt: skip
+    assert (
+        f"seeds ({span(outlines)}) are ahead of the nearest report, the reports ({span(reports)})" in readme
+    )
+    leads = result("iu_nearest", "outlines ahead of nearest")
+    assert len(leads) == len(seeds) + 1  # and the run with a fifth of the steps on outlines
+    for lead in leads.values():
+        assert all(lead[f"findings.{score}"][1] > 0 for score in ("micro_f1", "macro_f1"))
+        assert f"{interval(lead['findings.micro_f1'])} and {interval(lead['findings.macro_f1'])}" in doc
+    for seed in seeds + result(FIFTH, "seeds"):  # an end of 0.001 is as good as zero, says results.md
+        lead = seed["ahead of nearest"]["findings.micro_f1"]
+        assert interval(lead) in doc and lead[1] < 0.001
+    found = result(MAIN, "critical")
+    for system, words in ("outline", "outlines name {} ({})"), ("nearest", "the nearest reports {} ({})."):
+        assert words.format(found[system]["found"], found[system]["invented"]) in doc
+    for seed in seeds:
+        assert f"{seed['critical']['found']} ({seed['critical']['invented']}" in doc
+    falls, lost = (
+        f"falls to {f1(STYLE, 'system'):.3f}",
+        result(STYLE, "differences/swapped/findings.micro_f1"),
+    )
+    assert falls in doc and falls in readme and f"swapping costs {interval(lost)} of it" in doc
+    assert f"same findings for everybody have {f1(MAIN, 'frequent'):.3f}" in readme
+    # Those from a GPU
     tokens, other = "iu_tokens", "iu_tokens_other_style"
     cost, ahead = (result(tokens, f"differences/{x}/findings.micro_f1") for x in ("swapped", "nearest"))
-    assert f"costs {interval(cost)} of its findings F1" in doc and f"costs {cost[0]:.3f}" in readme
+    assert f"costs {interval(cost)} of its findings F1" in doc
     assert f"that nearest report by {interval(ahead)}" in doc
     assert (
         f"has {interval(result('iu_nearest', 'scores/all/standardised/findings.micro_f1'))} on vision" in doc
     )
-    f1 = lambda name, system: result(name, f"scores/all/{system}/findings.micro_f1/0")
-    assert f"its outlines have ({f1(tokens, 'outline'):.3f})" in readme
-    runs = "iu_tokens_better_vision", "iu_tokens_half_outlines"
-    of_seeds = [seed for name in runs for seed in result(name, "seeds")]
-    better = [seed["scores"]["findings.micro_f1"][0] for seed in of_seeds]
-    outlines = [seed["outline"]["findings.micro_f1"][0] for seed in of_seeds]
-    leads = [seed["ahead of nearest"]["findings.micro_f1"] for seed in of_seeds]
-    nearest = [ours - lead for ours, (lead, *_) in zip(better, leads, strict=True)]
-    span = lambda values: f"{min(values):.3f} to {max(values):.3f}"
-    words = (
-        f"{span(outlines)}, are ahead of the nearest report, {span(nearest)}; the reports, {span(better)},"
-    )
-    assert f"outlines of {['three', 'four'][len(of_seeds) - 3]} runs, {words} are not" in readme
-    assert all(low < 0.001 for _, low, _ in leads)  # which is as good as zero, says results.md
-    of_outlines = result("iu_nearest", "outlines ahead of nearest")
-    assert len(of_outlines) == len(of_seeds)
-    for lead in of_outlines.values():
-        assert all(lead[f"findings.{score}"][1] > 0 for score in ("micro_f1", "macro_f1"))
-        assert f"{interval(lead['findings.micro_f1'])} and {interval(lead['findings.macro_f1'])}" in doc
-    lost = result("iu_tokens_half_outlines_other_style", "differences/swapped/findings.micro_f1")
-    falls = f"{f1('iu_tokens_half_outlines_other_style', 'system'):.3f}"
-    assert f"falls to {falls}, less than" in doc and f"(better features: {falls})" in readme
-    assert f"swapping costs {interval(lost)} of it" in doc
-    assert f"same findings for everybody have {f1(runs[1], 'frequent'):.3f}" in readme
-    assert f"falls to {f1(other, 'system'):.3f}" in readme and f"falls to {f1(other, 'system'):.3f}" in doc
+    on_gpu = [f1(name, "system") for name in ("iu_tokens", "iu_both", "iu_paper_2e-6")]
+    assert "had {:.3f}, `--bridge both` {:.3f}, recipe `paper` {:.3f}".format(*on_gpu) in readme
+    assert f"falls to {f1(other, 'system'):.3f}" in doc
     found = result(tokens, "critical")
     found["nearest"] = result("iu_nearest", "critical/standardised")
     for system, words in (("outline", "the outlines name {} (and {}"), ("system", "the reports {} ({})"),
                           ("nearest", "the nearest reports {:.0f} ({:.0f}).")):  # fmt: skip
-        assert words.format(found[system]["found"], found[system]["invented"]) in doc
-    found, ahead = (
-        result("iu_tokens_better_vision", x) for x in ("critical", "differences/nearest/findings.micro_f1")
-    )
-    assert f"run is ahead by {interval(ahead)}" in doc
-    for system, words in (("system", "{} of 50 ({} invented)"), ("outline", "the outlines name {} ({})"),
-                          ("nearest", "the nearest reports {} ({}).")):  # fmt: skip
-        assert words.format(found[system]["found"], found[system]["invented"]) in doc
-    found = result("iu_tokens_half_outlines", "critical")
-    for system, words in (
-        ("system", "the reports tell {} ({}), the outlines"),
-        ("outline", "the outlines {} ({}), the nearest"),
-        ("nearest", "the nearest reports {} ({})."),
-    ):
         assert words.format(found[system]["found"], found[system]["invented"]) in doc
     macro = [macro_f1_of_true_classes(name, "system") for name in ("iu_tokens", "iu_both")]
     macro.append(result("iu_nearest", "scores/all/standardised/findings.macro_f1")[0])
