@@ -35,7 +35,7 @@ from ..errors import UserError
 from .terminal import lacks_memory
 
 TIMEOUT = timedelta(days=1)  # rank 0 may be downloading a data set; torchrun itself notices dead processes
-LEAVE_SECONDS = 300  # rank 0 ends last: it still plots the loss
+LEAVE_SECONDS = 300  # a process that does not fail takes no time to leave
 
 
 def init(device: torch.device) -> torch.device:

@@ -150,6 +150,7 @@ def finish(run: Path) -> None:
     if distributed.is_main_process():
         checkpoint.remove_old(run)
         draw_loss(run)
+    distributed.barrier()  # all leave the process group together: NCCL waits there, and not for long
     tqdm.write(f"saved in {run}; next: python generate.py IMAGE --run {run}, or python eval.py --run {run}")
 
 
