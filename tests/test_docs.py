@@ -304,7 +304,7 @@ def test_what_the_text_says_of_them_is_the_result():
         f"has {interval(result('iu_nearest', 'scores/all/standardised/findings.micro_f1'))} on vision" in doc
     )
     on_gpu = [f1(name, "system") for name in ("iu_tokens", "iu_both", "iu_paper_2e-6")]
-    assert "had {:.3f}, `--bridge both` {:.3f}, recipe `paper` {:.3f}".format(*on_gpu) in readme
+    assert "`ours` had {:.3f}, `--bridge both` {:.3f}, recipe `paper` {:.3f}".format(*on_gpu) in readme
     assert f"falls to {f1(other, 'system'):.3f}" in doc
     found = result(tokens, "critical")
     found["nearest"] = result("iu_nearest", "critical/standardised")
